@@ -1,0 +1,49 @@
+"""Make networks smaller and faster while they train, inside PyTorch Lightning."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_compress.errors import CompressionError
+    from lightning_compress.measure import measure
+    from lightning_compress.plan import Plan, explain
+    from lightning_compress.pruning import NeuronPruning, WeightPruning
+    from lightning_compress.training import Recovery, load_from_checkpoint
+
+_HOME = {
+    "CompressionError": "lightning_compress.errors",
+    "NeuronPruning": "lightning_compress.pruning",
+    "Plan": "lightning_compress.plan",
+    "Recovery": "lightning_compress.training",
+    "WeightPruning": "lightning_compress.pruning",
+    "explain": "lightning_compress.plan",
+    "load_from_checkpoint": "lightning_compress.training",
+    "measure": "lightning_compress.measure.cost",
+}
+_ROOMS = ("artifact", "measure", "plan", "pruning", "report", "surgery", "training", "zoo")
+
+__version__ = "0.1.0"
+__all__ = [
+    "CompressionError",
+    "NeuronPruning",
+    "Plan",
+    "Recovery",
+    "WeightPruning",
+    "explain",
+    "load_from_checkpoint",
+    "measure",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    if name in _ROOMS:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

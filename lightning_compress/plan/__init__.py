@@ -1,0 +1,38 @@
+"""Edits, the Plan that lists them and the Journal that tells why; plain torch, no Lightning."""
+
+from lightning_compress.plan.edits import (
+    ATTRIBUTES,
+    Attribute,
+    Edit,
+    KeepIndices,
+    RegrowIndices,
+    ReplaceModule,
+    RestoreModule,
+    Slice,
+    named_tensors,
+)
+from lightning_compress.plan.explain import CHECKPOINT_KEY, explain, read_checkpoint
+from lightning_compress.plan.journal import Entry, Journal
+from lightning_compress.plan.plan import Plan, PlanDifference
+from lightning_compress.plan.record import Follower, Record
+
+__all__ = [
+    "ATTRIBUTES",
+    "CHECKPOINT_KEY",
+    "Attribute",
+    "Edit",
+    "Entry",
+    "Follower",
+    "Journal",
+    "KeepIndices",
+    "Plan",
+    "PlanDifference",
+    "Record",
+    "RegrowIndices",
+    "ReplaceModule",
+    "RestoreModule",
+    "Slice",
+    "explain",
+    "named_tensors",
+    "read_checkpoint",
+]

@@ -1,0 +1,9 @@
+"""Pruning of single weights (to exact zeros) and of neurons (taken out for real)."""
+
+from lightning_compress.pruning.evidence import Criterion, Evidence, needs
+from lightning_compress.pruning.masks import Masks, keep_top
+from lightning_compress.pruning.neuron_pruning import NeuronPruning
+from lightning_compress.pruning.targets import find_weights
+from lightning_compress.pruning.weight_pruning import WeightPruning
+
+__all__ = ["Criterion", "Evidence", "Masks", "NeuronPruning", "WeightPruning", "find_weights", "keep_top", "needs"]

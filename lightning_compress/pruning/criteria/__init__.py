@@ -1,0 +1,1 @@
+"""Criteria, one function in one file: how much a weight or a neuron is worth."""

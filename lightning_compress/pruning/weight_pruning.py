@@ -1,0 +1,180 @@
+"""Single weights to exact zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from lightning_compress.errors import CompressionError
+from lightning_compress.pruning.evidence import Criterion, Evidence, needs_of
+from lightning_compress.pruning.masks import Masks, keep_top
+from lightning_compress.pruning.targets import find_weights
+from lightning_compress.registry import resolve
+from lightning_compress.surgery import isolated_random_states
+from lightning_compress.training import GradualCallback, Recovery, Schedule
+from lightning_compress.training.schedule import Shape
+
+Allocation = Callable[[Mapping[str, Tensor], int], dict[str, int]]
+
+
+class WeightPruning(GradualCallback):
+    """Takes single weights to exact zeros in cuts, trains on between them, and keeps every zero.
+
+    The parameters stay plain and the keys of the ``state_dict`` the module's own; masks are applied after each optimizer step, before each
+    validation and in each checkpoint, so that a metric in a file's name is that of the weights in the file, under EMA too.
+
+    Args:
+        sparsity: share of the targeted entries that end as zeros, in [0, 1); exact.
+        criterion: name of a function in ``pruning/criteria`` that judges weights, or any callable.
+        allocation: "global" ranks all targeted weights together, "uniform" takes the same share everywhere; or a callable.
+        schedule: name of a shape, a callable or a :class:`~lightning_compress.training.Schedule`.
+        recover: a :class:`~lightning_compress.training.Recovery`: the next cut waits until the metric is back.
+        targets: patterns for names of layers or parameters; None: weights of Linear, convolution, attention and recurrent layers.
+        exclude: patterns of what to leave alone.
+        max_step: largest share of what is left that one cut takes; None is 20 %.
+        name: distinguishes two of them in a Trainer.
+
+    Raises:
+        CompressionError: a value out of range or an unknown name, at once; a pattern that matches nothing, at the start of the fit.
+
+    >>> import lightning as L
+    >>> trainer = L.Trainer(callbacks=[WeightPruning(0.9)], logger=False, enable_checkpointing=False)
+    """
+
+    order = 30
+
+    def __init__(
+        self,
+        sparsity: float,
+        *,
+        criterion: str | Criterion = "magnitude",
+        allocation: str | Allocation = "global",
+        schedule: str | Shape | Schedule = "cubic",
+        recover: Recovery | Mapping[str, Any] | None = None,
+        targets: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
+        max_step: float | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(sparsity, schedule=schedule, recover=recover, max_step=max_step, name=name)
+        self._criterion: Criterion = resolve(criterion, "lightning_compress.pruning.criteria")
+        self._allocation: Allocation = resolve(allocation, "lightning_compress.pruning.allocations")
+        if needs_of(self._criterion):
+            raise CompressionError(
+                f"The criterion {criterion!r} judges neurons, not single weights: use it with NeuronPruning."
+            )
+        self._patterns = (targets, exclude)
+        self._masks: Masks | None = None
+        self._handles: list[Any] = []
+
+    @property
+    def quantity(self) -> str:
+        """What is counted."""
+        return "sparsity"
+
+    @property
+    def masks(self) -> Masks:
+        """The masks of the module in this Trainer."""
+        if self._masks is None:
+            raise CompressionError(f"{self.state_key} is in no Trainer at the moment.")
+        return self._masks
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Find the weights that are meant; let the masks follow the module's edits."""
+        if stage == "fit":
+            find_weights(pl_module, *self._patterns)
+        super().setup(trainer, pl_module, stage)
+        if self._masks is None:
+            self._masks = Masks(pl_module)
+            self.session.record.followers.append(self._masks)
+
+    def release(self) -> None:
+        """Take the hooks off the optimizers; the masks follow no more."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if self._masks is not None:
+            self.session.record.followers.remove(self._masks)
+            self._masks = None
+        super().release()
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Apply the masks after every optimizer step from here on."""
+        super().on_fit_start(trainer, pl_module)
+        self._handles = [opt.register_step_post_hook(lambda *_: self.masks.apply_()) for opt in trainer.optimizers]
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Averaging callbacks may have put other weights in place: apply the masks before anything else."""
+        self.masks.apply_()
+        super().on_train_epoch_start(trainer, pl_module)
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What is validated is what is saved: an average has its zeros too."""
+        self.masks.apply_()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The network that is left behind has its zeros."""
+        super().on_train_end(trainer, pl_module)
+        self.masks.apply_()
+
+    def amend_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The weights in the file have their zeros, whoever put them there."""
+        for key in ("state_dict", "current_model_state"):
+            if key in checkpoint:
+                state = checkpoint[key]
+                checkpoint[key] = {name: self.masks.masked(name, tensor) for name, tensor in state.items()}
+
+    def cut(self, target: float) -> float:
+        """Mask the least important weights; process 0 decides for all."""
+        weights = find_weights(self.session.module, *self._patterns)
+        total = sum(parameter.numel() for parameter in weights.values())
+        self.masks.set(self.session.from_first(lambda: self._decide(weights, round(target * total))))
+        return self.masks.zeros / total
+
+    def reassert(self) -> None:
+        """Mask more where neurons that went took more zeros than weights with them."""
+        weights = find_weights(self.session.module, *self._patterns)
+        total = sum(parameter.numel() for parameter in weights.values())
+        if self.masks.zeros < round(self._goal * total):
+            self._reached = self.cut(self._goal)
+            self.session.write("decision", f"{self.state_key}: back to {self._reached:.2%} after an edit", reached=self._reached)
+
+    def _decide(self, weights: Mapping[str, Parameter], drop: int) -> dict[str, Tensor]:
+        """Masks with ``drop`` zeros in all; what is masked already is the first to go.
+
+        Raises:
+            CompressionError: a layer would be left with no weight at all.
+        """
+        scores = {}
+        with isolated_random_states():
+            for name, parameter in weights.items():
+                score = self._criterion(Evidence(name, parameter.detach().float()))
+                scores[name] = score.float().masked_fill(~self.masks.keep(name, score), -torch.inf)
+        counts = self._allocation(scores, drop)
+        for name, count in counts.items():
+            if count >= scores[name].numel():
+                raise CompressionError(
+                    f"{name!r} has {count} weights, and {self.quantity} {self.final:g} would leave it none. "
+                    f'Use allocation="uniform", a lower sparsity, or exclude=("{name}",).'
+                )
+        return {name: keep_top(scores[name], count) for name, count in counts.items()}
+
+    def figures(self) -> dict[str, float]:
+        """Share of zeros among the targets, and in the whole network."""
+        zeros = sum(int((p == 0).sum()) for p in self.session.module.parameters())
+        total = sum(p.numel() for p in self.session.module.parameters())
+        return {**super().figures(), "network_sparsity": zeros / max(total, 1)}
+
+    def get_compression_state(self) -> dict[str, Any]:
+        """The masks too."""
+        return {**super().get_compression_state(), "masks": self.masks.to_state()}
+
+    def set_compression_state(self, state: dict[str, Any]) -> None:
+        """The masks too."""
+        super().set_compression_state(state)
+        self.masks.from_state(state["masks"])

@@ -1,0 +1,37 @@
+"""Surgery on modules, in plain torch: what hangs together, whether a cut is right, BatchNorm, input statistics."""
+
+from lightning_compress.surgery.batch_norm import fold_batchnorm_, recalibrate_batchnorm_
+from lightning_compress.surgery.dependencies import find_groups
+from lightning_compress.surgery.groups import Counted, Coupled, Group, Groups, merge
+from lightning_compress.surgery.input_statistics import InputStatistics
+from lightning_compress.surgery.statistics import StatisticsCollector, gather, group_zero_share
+from lightning_compress.surgery.tracing import (
+    TracingInput,
+    capture,
+    evaluation_mode,
+    isolated_random_states,
+    private_copy,
+)
+from lightning_compress.surgery.verification import mask_removed_, verify_edit
+
+__all__ = [
+    "Counted",
+    "Coupled",
+    "Group",
+    "Groups",
+    "InputStatistics",
+    "StatisticsCollector",
+    "TracingInput",
+    "capture",
+    "evaluation_mode",
+    "find_groups",
+    "fold_batchnorm_",
+    "gather",
+    "group_zero_share",
+    "isolated_random_states",
+    "mask_removed_",
+    "merge",
+    "private_copy",
+    "recalibrate_batchnorm_",
+    "verify_edit",
+]

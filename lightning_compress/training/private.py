@@ -1,0 +1,116 @@
+"""Every private Lightning name that the package uses, in one file; ``tests/training/test_private.py`` is their canary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+from torch.utils.data import DataLoader
+
+PRIVATE_NAMES = (
+    "trainer.callbacks",
+    "trainer.fit_loop._data_fetcher",
+    "trainer.fit_loop._combined_loader",
+    "trainer.fit_loop.epoch_loop.batch_progress",
+    "trainer.strategy._setup_model",
+    "trainer.strategy._register_ddp_hooks",
+    "module._apply_batch_transfer_handler",
+    "module._compiler_ctx",
+)
+
+
+def get_callbacks(trainer: L.Trainer) -> list[Callback]:
+    """The Trainer's callbacks in the order in which they are called."""
+    return list(trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def set_callbacks(trainer: L.Trainer, callbacks: list[Callback]) -> None:
+    """Another order; a new list, since Lightning may be walking through the old one."""
+    trainer.callbacks = callbacks  # type: ignore[attr-defined]
+
+
+def restart_train_iterator(trainer: L.Trainer) -> None:
+    """Begin the running epoch's data again from the present random state (Lightning has made its iterator before)."""
+    if trainer.fit_loop._data_fetcher is not None:
+        iter(trainer.fit_loop._data_fetcher)
+
+
+def train_loaders(trainer: L.Trainer) -> list[Any]:
+    """The training data loaders as Lightning has prepared them."""
+    loader = trainer.fit_loop._combined_loader
+    return [] if loader is None else list(loader.flattened)
+
+
+def first_train_batch(trainer: L.Trainer, module: L.LightningModule) -> Any:
+    """One batch as ``training_step`` would get it; the caller isolates the random states."""
+    combined = trainer.fit_loop._combined_loader
+    if combined is None:
+        raise RuntimeError("The training data is not set up yet.")
+    loaders, spec = combined.flattened, combined.iterables
+    batch = next(iter(loaders[0])) if spec is loaders[0] else next(iter(combined))[0]
+    batch = trainer.precision_plugin.convert_input(batch)
+    return module._apply_batch_transfer_handler(batch, device=module.device)
+
+
+def batches_done_in_epoch(trainer: L.Trainer) -> int:
+    """Batches of the running epoch that have been trained on; 0 when the epoch is complete."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    return 0 if progress.is_last_batch else int(progress.current.ready)
+
+
+def skip_batches(loader: DataLoader[Any], count: int) -> None:
+    """Make the next epoch of ``loader`` begin after ``count`` batches, without loading them."""
+    loader.__dict__["batch_sampler"] = _SkippingSampler(loader, loader.batch_sampler, count)
+
+
+class _SkippingSampler:
+    """Passes over the first indices once, then puts the user's sampler back."""
+
+    def __init__(self, loader: DataLoader[Any], sampler: Any, count: int) -> None:
+        self._loader, self._sampler, self._count = loader, sampler, count
+
+    def __iter__(self) -> Iterator[Any]:
+        self._loader.__dict__["batch_sampler"] = self._sampler
+        iterator: Iterator[Any] = iter(self._sampler)
+        for _ in range(self._count):
+            next(iterator, None)
+        return iterator
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sampler, name)
+
+
+def rewrap_model(trainer: L.Trainer, module: L.LightningModule) -> None:
+    """Wrap the module anew for data-parallel training: the old wrapper keeps buckets for parameters that are gone."""
+    strategy = trainer.strategy
+    if isinstance(strategy, DDPStrategy) and isinstance(strategy.model, nn.parallel.DistributedDataParallel):
+        strategy.model = None
+        strategy.model = strategy._setup_model(module)
+        strategy._register_ddp_hooks()
+
+
+def is_compiled(module: L.LightningModule) -> bool:
+    """Whether the LightningModule itself (not a submodule) was passed through ``torch.compile``."""
+    return getattr(module, "_compiler_ctx", None) is not None
+
+
+@contextmanager
+def class_hook(cls: type[L.LightningModule], name: str, hook: Callable[..., Any]) -> Iterator[None]:
+    """``cls.name`` replaced for the time of the block."""
+    own = cls.__dict__.get(name)
+    setattr(cls, name, hook)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(cls, name)
+        else:
+            setattr(cls, name, own)

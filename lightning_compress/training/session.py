@@ -1,0 +1,231 @@
+"""The Session: one per module, outside its tree, however many callbacks there are."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from lightning_compress.plan import CHECKPOINT_KEY, Journal, KeepIndices, Plan, Record, ReplaceModule, read_checkpoint
+from lightning_compress.surgery import TracingInput, capture, isolated_random_states, verify_edit
+from lightning_compress.training import private
+from lightning_compress.training.hooks import unwrap_hooks, wrap_hooks
+from lightning_compress.training.optimizers import OptimizerBinding, OptimizerState
+from lightning_compress.training.resume import ResumeState
+
+if TYPE_CHECKING:
+    from lightning_compress.training.callback import CompressionCallback
+
+T = TypeVar("T")
+_SESSIONS: weakref.WeakKeyDictionary[L.LightningModule, Session] = weakref.WeakKeyDictionary()
+
+
+class Session:
+    """What this package knows of a module while a Trainer has it.
+
+    It owns the one wrap of the checkpoint hooks, replays Plans before weights are loaded, binds the optimizers, and carries out
+    edits as transactions.
+
+    Attributes:
+        record: the module's Plan, Journal and followers; it outlives the Session.
+        callbacks: ours in this Trainer, in the order in which they act.
+        unconfirmed: the callback whose last cut waits for its recovery; nobody else cuts meanwhile.
+        time: the present moment of the fit in epochs, the share of the running one included.
+    """
+
+    def __init__(self, module: L.LightningModule) -> None:
+        self._module = weakref.ref(module)
+        self._tracing: TracingInput | None = None
+        self.record = Record.of(module)
+        self.callbacks: list[CompressionCallback] = []
+        self.optimizers: OptimizerBinding | None = None
+        self.resume = ResumeState()
+        self.unconfirmed: CompressionCallback | None = None
+        self.trainer: L.Trainer | None = None
+        self.time = 0.0
+
+    @classmethod
+    def of(cls, module: L.LightningModule) -> Session:
+        """The one Session of ``module``; made at the first call, gone when the last callback has left."""
+        if module not in _SESSIONS:
+            _SESSIONS[module] = cls(module)
+        return _SESSIONS[module]
+
+    @staticmethod
+    def find(module: L.LightningModule) -> Session | None:
+        """The Session of ``module`` if one is open."""
+        return _SESSIONS.get(module)
+
+    @property
+    def module(self) -> L.LightningModule:
+        """The module itself."""
+        module = self._module()
+        assert module is not None
+        return module
+
+    @property
+    def journal(self) -> Journal:
+        """The module's Journal."""
+        return self.record.journal
+
+    @property
+    def plan(self) -> Plan:
+        """The edits so far."""
+        return Plan(tuple(self.record.edits))
+
+    @property
+    def on_target(self) -> bool:
+        """Whether every callback has reached what it was asked for, or has settled for less."""
+        return all(callback.on_target for callback in self.callbacks)
+
+    # -- joining and leaving ------------------------------------------------------------------------------------------
+
+    def join(self, callback: CompressionCallback, trainer: L.Trainer) -> None:
+        """Take ``callback`` in; the first one wraps the checkpoint hooks. Idempotent."""
+        if self.trainer is None:
+            wrap_hooks(self.module, {"on_save_checkpoint": self._on_save, "on_load_checkpoint": self._on_load})
+        self.trainer = trainer
+        if callback not in self.callbacks:
+            self.callbacks.append(callback)
+            self.callbacks.sort(key=lambda one: one.order)
+
+    def leave(self, callback: CompressionCallback) -> None:
+        """Let ``callback`` go; with the last one everything of ours comes off the module. Idempotent."""
+        if callback in self.callbacks:
+            self.callbacks.remove(callback)
+            callback.release()
+        if not self.callbacks and self.trainer is not None:
+            unwrap_hooks(self.module)
+            self.unbind_optimizers()
+            self.trainer = None
+            _SESSIONS.pop(self.module, None)
+
+    def close(self) -> None:
+        """Let everybody go."""
+        for callback in list(self.callbacks):
+            self.leave(callback)
+
+    def leads(self, callback: CompressionCallback) -> bool:
+        """Whether ``callback`` is the one that does what is to be done once per Session."""
+        return bool(self.callbacks) and self.callbacks[0] is callback
+
+    def bind_optimizers(self, trainer: L.Trainer) -> None:
+        """Carry the Trainer's optimizers through the edits to come."""
+        self.unbind_optimizers()
+        self.optimizers = OptimizerBinding(self.module, trainer.optimizers)
+        self.record.followers.append(self.optimizers)
+
+    def unbind_optimizers(self) -> None:
+        """Stop carrying them."""
+        if self.optimizers in self.record.followers:
+            self.record.followers.remove(self.optimizers)
+        self.optimizers = None
+
+    # -- edits --------------------------------------------------------------------------------------------------------
+
+    @property
+    def tracing(self) -> TracingInput:
+        """A call that runs the network: ``example_input_array``, or the first training batch as ``training_step`` passes it on."""
+        if self._tracing is None:
+            self._tracing = self._example() or self._captured()
+        return self._tracing
+
+    def edit(self, edit: KeepIndices, *, kind: str, text: str, **data: Any) -> None:
+        """Carry ``edit`` out as a transaction: proved on a copy, done, followed, wrapped anew, written down.
+
+        Raises:
+            CompressionError: the edit cannot be done right; nothing has been touched.
+        """
+        verify_edit(self.module, edit, self.tracing)
+        self.apply(edit)
+        self.write(kind, text, **data)
+
+    def apply(self, edit: KeepIndices | ReplaceModule) -> None:
+        """Make an edit that has been proved, in mid-fit or out of it."""
+        self.module.zero_grad(set_to_none=True)
+        self.record.apply(edit)
+        self.rewrap()
+
+    def undo_to(self, length: int) -> None:
+        """Take edits back until ``length`` are left; what comes back is zeros until a snapshot is loaded."""
+        if len(self.record.edits) > length:
+            self.module.zero_grad(set_to_none=True)
+            while len(self.record.edits) > length:
+                self.record.undo()
+            self.rewrap()
+
+    def rewrap(self) -> None:
+        """Renew the data-parallel wrapper after a change of shape."""
+        if self.trainer is not None and self.trainer.training:
+            private.rewrap_model(self.trainer, self.module)
+
+    def from_first(self, decision: Callable[[], T]) -> T:
+        """What process 0 decides, on all processes; the others do not even ask."""
+        trainer = self.trainer
+        if trainer is None or trainer.world_size == 1:
+            return decision()
+        decided: Any = decision() if trainer.is_global_zero else None
+        return cast(T, trainer.strategy.broadcast(decided))
+
+    def get_optimizer_state(self) -> OptimizerState:
+        """What the optimizers keep, by parameter name."""
+        return self.optimizers.get_state() if self.optimizers is not None else []
+
+    def set_optimizer_state(self, state: OptimizerState) -> None:
+        """Go back to an earlier optimizer state."""
+        if self.optimizers is not None:
+            self.optimizers.set_state(state)
+
+    def write(self, kind: str, text: str, **data: Any) -> None:
+        """Append to the Journal at the present time of the fit."""
+        step = self.trainer.global_step if self.trainer is not None else None
+        self.journal.add(kind, text, epoch=self.time, step=step, **data)
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _on_save(self, checkpoint: dict[str, Any]) -> None:
+        for callback in self.callbacks:
+            callback.amend_checkpoint(checkpoint)
+        checkpoint[CHECKPOINT_KEY] = {"plan": self.plan.to_state(), "journal": self.journal.to_state()}
+        if self.trainer is not None and self.trainer.state.fn == "fit":
+            checkpoint[CHECKPOINT_KEY]["resume"] = self.resume.to_state(self.trainer)
+
+    def _on_load(self, checkpoint: dict[str, Any]) -> None:
+        plan, journal = read_checkpoint(checkpoint) or (Plan(), Journal())
+        plan.apply_to(self.module)
+        fitting = self.trainer is not None and self.trainer.state.fn == "fit"
+        if fitting or not len(self.journal):
+            self.record.journal = journal
+        if fitting and CHECKPOINT_KEY in checkpoint:
+            self.resume.from_state(checkpoint[CHECKPOINT_KEY].get("resume"))
+
+    # -- the tracing input --------------------------------------------------------------------------------------------
+
+    def _example(self) -> TracingInput | None:
+        example = self.module.example_input_array
+        if example is None:
+            return None
+        example = _to_device(example, self.module.device)
+        if isinstance(example, dict):
+            return TracingInput("", (), example)
+        return TracingInput("", example if isinstance(example, tuple) else (example,), {})
+
+    def _captured(self) -> TracingInput:
+        assert self.trainer is not None
+        with isolated_random_states():
+            batch = private.first_train_batch(self.trainer, self.module)
+        return capture(self.module, lambda copy: copy.training_step(batch, 0))  # type: ignore[operator]
+
+
+def _to_device(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, tuple | list):
+        return tuple(_to_device(item, device) for item in value)
+    if isinstance(value, dict):
+        return {key: _to_device(item, device) for key, item in value.items()}
+    return value

@@ -1,0 +1,22 @@
+"""Networks and real data to try things on."""
+
+from typing import TYPE_CHECKING, Any
+
+from lightning_compress.zoo.lenet import LeNet5, LeNet300
+from lightning_compress.zoo.resnet import SmallResNet
+
+if TYPE_CHECKING:
+    from lightning_compress.zoo.classifier import Classifier
+    from lightning_compress.zoo.digits import Digits
+    from lightning_compress.zoo.textures import Textures
+
+__all__ = ["Classifier", "Digits", "LeNet5", "LeNet300", "SmallResNet", "Textures"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what needs Lightning, scikit-learn or scikit-image when it is first asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{name.lower()}"), name)
