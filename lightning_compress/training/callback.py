@@ -113,6 +113,7 @@ class CompressionCallback(Callback):
         """Bind the optimizers, which exist by now."""
         if self.session.leads(self):
             self.session.bind_optimizers(trainer)
+            self.session.resume.on_fit_start(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take up a fit in mid-epoch where it stopped."""
@@ -131,6 +132,7 @@ class CompressionCallback(Callback):
         """Keep the time."""
         if self.session.leads(self):
             self.session.time = trainer.current_epoch + batch_idx / trainer.num_training_batches
+            self.session.resume.on_train_batch_start()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

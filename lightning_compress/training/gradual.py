@@ -18,7 +18,7 @@ from lightning_compress.training.snapshot import Snapshot
 
 
 class GradualCallback(CompressionCallback):
-    """Approaches ``final`` in cuts, at the start of an epoch or batch; a subclass says what a cut is.
+    """Approaches ``final`` in cuts, at the start of a batch; a subclass says what a cut is.
 
     Args:
         final: share to reach, in [0, 1).
@@ -130,17 +130,12 @@ class GradualCallback(CompressionCallback):
         if self._gate is not None and self._gate.waiting:
             self.session.unconfirmed = self
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Cut, or roll back, if it is time."""
-        super().on_train_epoch_start(trainer, pl_module)
-        self._act(trainer)
-
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Cut between epochs' starts, where several cuts fall into one epoch; not amid accumulated gradients."""
+        """Cut, or roll back, if it is time; not amid accumulated gradients."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if batch_idx and batch_idx % trainer.accumulate_grad_batches == 0:
+        if batch_idx % trainer.accumulate_grad_batches == 0:
             self._act(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -63,26 +63,41 @@ def batches_done_in_epoch(trainer: L.Trainer) -> int:
     return 0 if progress.is_last_batch else int(progress.current.ready)
 
 
-def skip_batches(loader: DataLoader[Any], count: int) -> None:
-    """Make the next epoch of ``loader`` begin after ``count`` batches, without loading them."""
-    loader.__dict__["batch_sampler"] = _SkippingSampler(loader, loader.batch_sampler, count)
+def restart_after(trainer: L.Trainer, batches: int) -> None:
+    """Begin the running epoch's data again, past the first ``batches``, without loading those; draws as the epoch's start did."""
+    skips = []
+    for loader in train_loaders(trainer):
+        skips.append(_SkippingSampler(loader, batches))
+        loader.__dict__["batch_sampler"] = skips[-1]
+    restart_train_iterator(trainer)
+    for skip in skips:
+        skip.draw()
 
 
 class _SkippingSampler:
-    """Passes over the first indices once, then puts the user's sampler back."""
+    """Passes over the first index batches once, then puts the user's sampler back."""
 
-    def __init__(self, loader: DataLoader[Any], sampler: Any, count: int) -> None:
-        self._loader, self._sampler, self._count = loader, sampler, count
+    def __init__(self, loader: DataLoader[Any], count: int) -> None:
+        self._loader, self._sampler, self._count = loader, loader.batch_sampler, count
+        self._iterator: Iterator[Any] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         self._loader.__dict__["batch_sampler"] = self._sampler
-        iterator: Iterator[Any] = iter(self._sampler)
-        for _ in range(self._count):
-            next(iterator, None)
-        return iterator
+        return self
+
+    def __next__(self) -> Any:
+        return next(self.draw())
+
+    def draw(self) -> Iterator[Any]:
+        """Draw the epoch's order, if that has not happened yet: after the loader's own draws, as in an epoch that is not resumed."""
+        if self._iterator is None:
+            self._iterator = iter(self._sampler or ())
+            for _ in range(self._count):
+                next(self._iterator, None)
+        return self._iterator
 
     def __len__(self) -> int:
-        return len(self._sampler)
+        return len(self._sampler or ())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sampler, name)

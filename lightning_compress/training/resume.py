@@ -16,8 +16,9 @@ from lightning_compress.training.random_states import get_random_states, set_ran
 class ResumeState:
     """Random states at the start of the running epoch and now, of every process, with the generators of its loaders.
 
-    At an epoch boundary the next epoch draws what it would have drawn. In mid-epoch the epoch's own order is drawn again, the batches
-    that have been trained on are passed over unread, and the present states are set.
+    At an epoch boundary the next epoch draws what it would have drawn. In mid-epoch the epoch's own order is drawn again,
+    the batches that have been trained on are passed over unread, and the present states are set. What workers draw by
+    themselves (augmentation with ``num_workers`` > 0) is exact at epoch boundaries only.
     """
 
     def __init__(self) -> None:
@@ -34,35 +35,42 @@ class ResumeState:
         """Keep what a checkpoint held until the loaders exist."""
         self._pending = state
 
+    def on_fit_start(self, trainer: L.Trainer) -> None:
+        """The first epoch's iterator is made before ``on_train_epoch_start``: note the states before."""
+        self._epoch_start = _states(trainer)
+
     def on_train_start(self, trainer: L.Trainer) -> None:
-        """In mid-epoch: draw the epoch's order again and pass over what has been trained on."""
+        """Set the states, and make the running epoch's iterator from them, past what has been trained on."""
         mine = self._mine(trainer)
-        if mine is None or not mine["batches_done"]:
+        if mine is None:
             return
         loaders = private.train_loaders(trainer)
-        if mine["epoch_start"] is None or not all(_is_map_style(loader) for loader in loaders):
-            rank_zero_warn(
-                "Resuming in mid-epoch: an iterable loader cannot be set back to its place; the epoch's data begin again."
-            )
+        if not mine["batches_done"]:
+            self._begin_epoch(trainer, mine["now"])
+        elif mine["epoch_start"] is None or not all(_is_map_style(loader) for loader in loaders):
+            rank_zero_warn("Resuming in mid-epoch: an iterable loader cannot be set back; the epoch's data begin again.")
+            _set_states(mine["now"], loaders)
         else:
-            _set_states(mine["epoch_start"], loaders)
-            for loader in loaders:
-                private.skip_batches(loader, mine["batches_done"])
-            private.restart_train_iterator(trainer)
             self._epoch_start = mine["epoch_start"]
-        _set_states(mine["now"], loaders)
-        self._pending = None
+            _set_states(mine["epoch_start"], loaders)
+            private.restart_after(trainer, mine["batches_done"])
+            _set_states(mine["now"], loaders)
 
     def on_train_epoch_start(self, trainer: L.Trainer) -> None:
-        """At an epoch boundary: set the states and make the epoch's iterator from them; then note them for this epoch."""
-        mine = self._mine(trainer)
-        if mine is not None:
-            _set_states(mine["now"], private.train_loaders(trainer))
-            private.restart_train_iterator(trainer)
-            self._pending = None
-            self._epoch_start = mine["now"]
-        else:
+        """Note the states; or set them once more, where Lightning has finished the former epoch first."""
+        if self._pending is not None:
+            self._begin_epoch(trainer, self._pending["ranks"][trainer.global_rank]["now"])
+        elif trainer.fit_loop.epoch_progress.current.started:
             self._epoch_start = _states(trainer)
+
+    def on_train_batch_start(self) -> None:
+        """From here on the fit draws for itself."""
+        self._pending = None
+
+    def _begin_epoch(self, trainer: L.Trainer, states: dict[str, Any]) -> None:
+        self._epoch_start = states
+        _set_states(states, private.train_loaders(trainer))
+        private.restart_train_iterator(trainer)
 
     def _mine(self, trainer: L.Trainer) -> dict[str, Any] | None:
         if self._pending is None:

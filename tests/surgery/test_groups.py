@@ -412,13 +412,13 @@ def recurrent():
 
 
 REFUSED = {
-    "shuffle": (Shuffle, PICTURES, "stem", "."),
+    "shuffle": (Shuffle, PICTURES, "stem", "exclude=("),
     "parameter": (RawParameter, PICTURES, "conv", "'scale'"),
     "grouped": (lambda: nn.Sequential(nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 2, 1)), PICTURES, "0", "'1': its 2 groups"),
     "group_norm": (lambda: nn.Sequential(nn.Conv2d(1, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 2, 1)), PICTURES, "0", "normalisation"),
     "layer_norm": (lambda: nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 2)), (4, 6), "0", "normalisation"),
     "softmax": (Gated, (4, 6), "one", "setting those neurons to zero"),
-    "recurrent": (recurrent, (3, 5, 6), "enter", "."),
+    "recurrent": (recurrent, (3, 5, 6), "enter", "LSTM"),
     "output": (lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()), (2, 3, 4, 4), "0", "outputs"),
 }  # fmt: skip
 
