@@ -83,8 +83,12 @@ class NeuronPruning(GradualCallback):
         self._criterion: Criterion = resolve(criterion, "lightning_compress.pruning.criteria")
         self._data = data
         self._exclude = tuple(exclude)
-        self._base: int | None = None
         self._collector: StatisticsCollector | None = None
+
+    def start_over(self) -> None:
+        """Forget the reference count and the statistics too."""
+        super().start_over()
+        self._base: int | None = None
         self._collected: dict[str, Any] | None = None
         self._since = 0.0
 
@@ -119,6 +123,7 @@ class NeuronPruning(GradualCallback):
         """Take the hooks off the layers."""
         if self._collector is not None:
             self._collector.detach()
+            self._collected = self._collector.state_dict()
             self.session.record.followers.remove(self._collector)
             self._collector = None
         super().release()
@@ -144,7 +149,7 @@ class NeuronPruning(GradualCallback):
 
     def get_compression_state(self) -> dict[str, Any]:
         """The reference count and the statistics too."""
-        collected = None if self._collector is None else self._collector.state_dict()
+        collected = self._collected if self._collector is None else self._collector.state_dict()
         return {**super().get_compression_state(), "base": self._base, "statistics": collected, "since": self._since}
 
     def set_compression_state(self, state: dict[str, Any]) -> None:

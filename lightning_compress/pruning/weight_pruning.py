@@ -69,7 +69,6 @@ class WeightPruning(GradualCallback):
                 f"The criterion {criterion!r} judges neurons, not single weights: use it with NeuronPruning."
             )
         self._patterns = (targets, exclude)
-        self._masks: Masks | None = None
         self._handles: list[Any] = []
 
     @property
@@ -79,10 +78,15 @@ class WeightPruning(GradualCallback):
 
     @property
     def masks(self) -> Masks:
-        """The masks of the module in this Trainer."""
+        """The masks of the module that is, or was last, in a Trainer with this callback."""
         if self._masks is None:
-            raise CompressionError(f"{self.state_key} is in no Trainer at the moment.")
+            raise CompressionError(f"{self.state_key} has been in no Trainer yet.")
         return self._masks
+
+    def start_over(self) -> None:
+        """Forget the masks too."""
+        super().start_over()
+        self._masks: Masks | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the weights that are meant; let the masks follow the module's edits."""
@@ -91,6 +95,7 @@ class WeightPruning(GradualCallback):
         super().setup(trainer, pl_module, stage)
         if self._masks is None:
             self._masks = Masks(pl_module)
+        if self._masks not in self.session.record.followers:
             self.session.record.followers.append(self._masks)
 
     def release(self) -> None:
@@ -98,9 +103,7 @@ class WeightPruning(GradualCallback):
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if self._masks is not None:
-            self.session.record.followers.remove(self._masks)
-            self._masks = None
+        self.session.record.followers.remove(self.masks)
         super().release()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

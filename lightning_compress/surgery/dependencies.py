@@ -31,12 +31,12 @@ Axis = tuple[str, int | str]
 def find_groups(root: nn.Module, tracing: TracingInput, *, exclude: Collection[str] = ()) -> Groups:
     """The groups of units that can be taken out of the network; ``root`` is not touched.
 
-    Covers Linear, convolutions (transposed and depthwise ones too), BatchNorm, InstanceNorm, PReLU and embeddings through
+    Covers Linear, convolutions (transposed and depthwise too), BatchNorm, InstanceNorm, PReLU and embeddings through
     flattening, residual additions, concatenation and tied weights. Each group is tried out on a copy with general
-    weights (constant tensors, such as a fresh BatchNorm's, made random): one that fails :func:`verify_edit` is left out.
-    Left out as well are units that reach the outputs of the call or a bare ``nn.Parameter``, channels of grouped
-    convolutions, and channels that a LayerNorm or GroupNorm averages over. The structure comes from Torch-Pruning:
-    Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023.
+    weights (constant tensors, such as a fresh BatchNorm's, made random): one that fails :func:`verify_edit` is left
+    out. So are units that reach the outputs of the call or a bare ``nn.Parameter``, channels of grouped convolutions,
+    and channels that a LayerNorm or GroupNorm averages over. The structure comes from Torch-Pruning: Fang et al.,
+    "DepGraph: Towards Any Structural Pruning", CVPR 2023.
 
     Args:
         root: the network or the LightningModule around it; all names are relative to it.

@@ -17,7 +17,7 @@ from lightning_compress.surgery.tracing import call_with_batch, evaluation_mode,
 
 
 class _Observer:
-    """A forward pre-hook. In a copy or a pickle of the module it does nothing: the collector stays with the original."""
+    """A forward pre-hook. In a copy or a pickle of the module it does nothing: the collector is the original's."""
 
     def __init__(self, collector: StatisticsCollector | None, name: str) -> None:
         self.collector = collector

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelPruning, Stoc
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.training import private
-from lightning_compress.training.session import Session
+from lightning_compress.training.session import Session, write_record
 
 _WRAPPING_STRATEGIES = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
@@ -108,6 +108,12 @@ class CompressionCallback(Callback):
     def release(self) -> None:
         """Let go of the module: a subclass takes its hooks and followers off. The Session calls it once."""
         self._session = None
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """``trainer.save_checkpoint`` after the fit, when the Session is over: the Plan goes into the file all the same."""
+        if self._session is None:
+            self.amend_checkpoint(checkpoint)
+            write_record(pl_module, checkpoint)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Bind the optimizers, which exist by now."""

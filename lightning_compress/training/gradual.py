@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -49,6 +50,11 @@ class GradualCallback(CompressionCallback):
         self.schedule = schedule if isinstance(schedule, Schedule) else Schedule(schedule)
         self.recover = Recovery(**recover) if isinstance(recover, Mapping) else recover
         self.max_step = max_step
+        self._fitted: weakref.ref[L.LightningModule] | None = None
+        self.start_over()
+
+    def start_over(self) -> None:
+        """Forget how far a network is: for the first fit, and for a fit of another module."""
         self._gate = Gate(self.recover) if self.recover is not None else None
         self._horizon: float | None = None
         self._targets: tuple[Target, ...] = ()
@@ -113,6 +119,13 @@ class GradualCallback(CompressionCallback):
         self._reached, self._goal = state["reached"], state["goal"]
 
     # -- hooks --------------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """A second fit of one module goes on; another module starts over."""
+        if self._fitted is not None and self._fitted() is not pl_module:
+            self.start_over()
+        self._fitted = weakref.ref(pl_module)
+        super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Fix the horizon at the first start, and with it the list of targets."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import lightning as L
@@ -57,6 +57,29 @@ def first_train_batch(trainer: L.Trainer, module: L.LightningModule) -> Any:
     return module._apply_batch_transfer_handler(batch, device=module.device)
 
 
+def rehearse_training_step(module: nn.Module, trainer: L.Trainer, batch: Any) -> None:
+    """Call ``training_step`` of a copy that reads the Trainer but logs nothing and steps no optimizer."""
+    assert isinstance(module, L.LightningModule)
+    idle = [_Idle() for _ in trainer.optimizers]
+    module.trainer = trainer
+    for name in ("log", "log_dict", "toggle_optimizer", "untoggle_optimizer", "manual_backward", "clip_gradients"):
+        module.__dict__[name] = _do_nothing
+    for name in ("optimizers", "lr_schedulers"):
+        module.__dict__[name] = lambda *_, **__: idle[0] if len(idle) == 1 else idle
+    module.training_step(batch, 0)
+
+
+class _Idle:
+    """An optimizer or scheduler of a rehearsal: whatever is asked of it, it does nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return nullcontext if name.startswith("toggle") else _do_nothing
+
+
+def _do_nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
 def batches_done_in_epoch(trainer: L.Trainer) -> int:
     """Batches of the running epoch that have been trained on; 0 when the epoch is complete."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
@@ -97,7 +120,7 @@ class _SkippingSampler:
         return self._iterator
 
     def __len__(self) -> int:
-        return len(self._sampler or ())
+        return len(self._loader)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sampler, name)

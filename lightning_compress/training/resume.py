@@ -60,7 +60,7 @@ class ResumeState:
         """Note the states; or set them once more, where Lightning has finished the former epoch first."""
         if self._pending is not None:
             self._begin_epoch(trainer, self._pending["ranks"][trainer.global_rank]["now"])
-        elif trainer.fit_loop.epoch_progress.current.started:
+        elif trainer.current_epoch > 0:
             self._epoch_start = _states(trainer)
 
     def on_train_batch_start(self) -> None:

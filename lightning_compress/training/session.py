@@ -190,7 +190,7 @@ class Session:
     def _on_save(self, checkpoint: dict[str, Any]) -> None:
         for callback in self.callbacks:
             callback.amend_checkpoint(checkpoint)
-        checkpoint[CHECKPOINT_KEY] = {"plan": self.plan.to_state(), "journal": self.journal.to_state()}
+        write_record(self.module, checkpoint)
         if self.trainer is not None and self.trainer.state.fn == "fit":
             checkpoint[CHECKPOINT_KEY]["resume"] = self.resume.to_state(self.trainer)
 
@@ -215,10 +215,17 @@ class Session:
         return TracingInput("", example if isinstance(example, tuple) else (example,), {})
 
     def _captured(self) -> TracingInput:
-        assert self.trainer is not None
+        trainer = self.trainer
+        assert trainer is not None
         with isolated_random_states():
-            batch = private.first_train_batch(self.trainer, self.module)
-        return capture(self.module, lambda copy: copy.training_step(batch, 0))  # type: ignore[operator]
+            batch = private.first_train_batch(trainer, self.module)
+        return capture(self.module, lambda copy: private.rehearse_training_step(copy, trainer, batch))
+
+
+def write_record(module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Put the Plan and the Journal of ``module`` into a checkpoint."""
+    record = Record.of(module)
+    checkpoint[CHECKPOINT_KEY] = {"plan": Plan(tuple(record.edits)).to_state(), "journal": record.journal.to_state()}
 
 
 def _to_device(value: Any, device: torch.device) -> Any:

@@ -25,7 +25,7 @@ def trained(module):
 
 
 def relative(one, two):
-    return float((one - two).abs().max() / one.abs().max())
+    return ((one - two).abs().max() / one.abs().max()).item()
 
 
 LAYERS = {
@@ -108,14 +108,17 @@ def tied():
 LEFT = {
     "shared": (Shared, (2, 1, 3, 3)),
     "tied": (tied, (3, 4)),
-    "no_statistics": (lambda: nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)), (2, 1, 3, 3)),
+    "no_statistics": (
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)),
+        (2, 1, 3, 3),
+    ),
     "not_adjacent": (lambda: nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.BatchNorm2d(4)), (2, 1, 3, 3)),
     "other_dimension": (lambda: nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5)), (2, 5, 5)),
     "parametrized": (
         lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 4, 1)), nn.BatchNorm2d(4)),
         (2, 1, 3, 3),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", LEFT)

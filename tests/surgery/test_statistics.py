@@ -2,6 +2,9 @@
 
 import copy
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +26,8 @@ from lightning_compress.zoo.lenet import LeNet5
 
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(16, 3))
+    convolutions = [nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.ReLU()]
+    return nn.Sequential(*convolutions, nn.Flatten(), nn.Dropout(), nn.Linear(16, 3))
 
 
 def batches(count=3):
@@ -80,7 +84,9 @@ def test_second_moments_explain_the_outputs_of_any_convolution(options, kernel):
     torch.testing.assert_close(weight @ statistics.second_moment @ weight.T, outputs @ outputs.T / outputs.shape[1])
 
 
-@pytest.mark.parametrize(("conv", "shape"), [(nn.Conv1d(2, 3, 3, padding=1), (4, 2, 7)), (nn.Conv3d(2, 3, 2), (3, 2, 4, 4, 4))])
+@pytest.mark.parametrize(
+    ("conv", "shape"), [(nn.Conv1d(2, 3, 3, padding=1), (4, 2, 7)), (nn.Conv3d(2, 3, 2), (3, 2, 4, 4, 4))]
+)
 def test_second_moments_in_one_and_three_dimensions(conv, shape):
     x = torch.randn(shape)
     statistics = gather(nn.Sequential(conv), [x], ["0"], second_moments=True)["0"]
@@ -190,15 +196,17 @@ def test_copies_and_pickles_of_an_observed_module_are_not_observed():
 def test_gathering_leaves_the_network_and_the_random_state():
     net = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2))
     net[1].eval()
+    data = [(torch.randn(3, 4), "label"), [torch.randn(3, 4)]]
     before, state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
-    gather(net, [(torch.randn(3, 4), "label"), [torch.randn(3, 4)]], ["2"])
+    gather(net, data, ["2"])
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
     assert [part.training for part in net.modules()] == [True, True, False, True]
 
 
 def test_gathering_takes_a_forward_of_ones_own():
-    statistics = gather(nn.Sequential(nn.Linear(2, 2)), [{"x": torch.ones(3, 2)}], ["0"], forward=lambda m, b: m(b["x"]))
+    net, data = nn.Sequential(nn.Linear(2, 2)), [{"x": torch.ones(3, 2)}]
+    statistics = gather(net, data, ["0"], forward=lambda module, batch: module(batch["x"]))
     assert statistics["0"].mean.tolist() == [1, 1]
 
 
@@ -315,32 +323,39 @@ def test_the_zero_share_is_averaged_over_consumers_behind_a_concatenation_too():
         group_zero_share(groups.named("two"), {"joined": statistics["joined"]})
 
 
-def reduce_in_process(rank, folder):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    net = network().eval()
-    with StatisticsCollector(net, ["2", "6"], second_moments=True) as collector:
-        for batch in batches()[rank::2]:  # two batches on one rank, one on the other
-            net(batch)
-    summed = collector.all_reduce()
-    again = collector.all_reduce()
-    states = {name: own.state_dict() for name, own in summed.items()}
-    torch.save((states, {name: own.state_dict() for name, own in again.items()}), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+REDUCE = """
+import sys, torch
+from torch import nn
+from lightning_compress.surgery import StatisticsCollector
+
+folder, rank = sys.argv[1], int(sys.argv[2])
+torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+net, data = torch.load(f"{folder}/work.pt", weights_only=False)
+with StatisticsCollector(net, ["2", "6"], second_moments=True) as collector:
+    for batch in data[rank::2]:  # two batches on one rank, one on the other
+        net(batch)
+for turn in range(2):
+    states = {name: own.state_dict() for name, own in collector.all_reduce().items()}
+    torch.save(states, f"{folder}/{rank}-{turn}.pt")
+torch.distributed.destroy_process_group()
+"""
 
 
 def test_two_processes_reduce_to_the_statistics_of_all_the_data(tmp_path):
-    context = torch.multiprocessing.get_context("fork")
-    processes = [context.Process(target=reduce_in_process, args=(rank, str(tmp_path))) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
+    torch.save((network().eval(), batches()), tmp_path / "work.pt")
+    command = [sys.executable, "-c", REDUCE, str(tmp_path)]
+    processes = [subprocess.Popen([*command, str(rank)], cwd=Path(__file__).parents[2]) for rank in range(2)]
+    try:
+        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
     whole = gather(network(), batches(), ["2", "6"], second_moments=True)
-    for rank in range(2):
-        for states in torch.load(tmp_path / f"{rank}.pt", weights_only=True):
-            for name, state in states.items():
-                same(InputStatistics.from_state(state), whole[name])
+    for file in tmp_path.glob("*-*.pt"):
+        states = torch.load(file, weights_only=True)
+        for name, state in states.items():
+            same(InputStatistics.from_state(state), whole[name])
+    assert len(list(tmp_path.glob("*-*.pt"))) == 4
 
 
 def test_without_processes_reducing_copies():

@@ -27,7 +27,7 @@ def edit(out=KEPT, into=KEPT, norm=None, *, bias=True):
     return KeepIndices(tuple(slices), (Attribute("0", "out_channels", 4, 3), Attribute("3", "in_channels", 4, 3)))
 
 
-@pytest.fixture()
+@pytest.fixture
 def tracing():
     return TracingInput("", (torch.randn(2, 1, 5, 5, generator=torch.Generator().manual_seed(3)),), {})
 
@@ -46,7 +46,7 @@ def test_an_edit_that_mixes_up_units_is_refused(tracing):
 
 def test_an_edit_that_forgets_the_reader_is_refused(tracing):
     partial = KeepIndices((Slice("0.weight", 0, 4, KEPT), Slice("0.bias", 0, 4, KEPT)))
-    with pytest.raises(CompressionError, match="does not run.*exclude"):
+    with pytest.raises(CompressionError, match=r"does not run.*exclude"):
         verify_edit(network(), partial, tracing)
 
 

@@ -1,0 +1,90 @@
+"""What went wrong in one line, for the mistakes that a user can make; everything else keeps its traceback."""
+
+import inspect
+import re
+from collections.abc import Iterator, Sequence
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lightning_compress.app.search_path import find_folder
+from lightning_compress.errors import CompressionError, did_you_mean
+
+
+def describe_failure(error: BaseException, arguments: Sequence[str]) -> str | None:
+    """One line for an error of use, None for an error of ours.
+
+    Args:
+        error: what flew.
+        arguments: the command's arguments.
+
+    >>> describe_failure(CompressionError("'fc1' has no neurons."), [])
+    "'fc1' has no neurons."
+    """
+    compression = next((cause for cause in _causes(error) if isinstance(cause, CompressionError)), None)
+    if compression is not None:
+        return str(compression)
+    if isinstance(error, InstantiationException):
+        return _describe_instantiation(error)
+    if isinstance(error, MissingConfigException):
+        return _describe_missing(error)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _describe_override(error, arguments) or _flat(error)
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _flat(error: BaseException) -> str:
+    lines = (line.strip() for line in str(error).splitlines())
+    return " ".join(line for line in lines if line)
+
+
+def _describe_instantiation(error: InstantiationException) -> str | None:
+    """Wrong arguments and unknown targets; an exception from inside the target is not the user's."""
+    cause = error.__cause__
+    if cause is not None and not (isinstance(cause, TypeError | ImportError) and "__init__" in str(cause)):
+        return None if not isinstance(cause, ImportError) else _flat(error)
+    unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(cause))
+    target = re.search(r"call to target '([\w.]+)'", str(error))
+    if unexpected is None or target is None:
+        return _flat(error)
+    from hydra.utils import get_object
+
+    known = [name for name in inspect.signature(get_object(target[1])).parameters if name not in ("args", "kwargs")]
+    return f"{target[1]} has no argument {unexpected[1]!r}. {did_you_mean(unexpected[1], known)}"
+
+
+def _describe_missing(error: MissingConfigException) -> str:
+    if error.missing_cfg_file is None or not error.options:
+        return _flat(error)
+    group, _, option = error.missing_cfg_file.rpartition("/")
+    return f"No {option!r} in the group {group!r}. {did_you_mean(option, error.options)}"
+
+
+def _describe_override(error: BaseException, arguments: Sequence[str]) -> str | None:
+    """The unknown key, and what stands beside it in the configuration that the other arguments make."""
+    found = re.search(r"Could not override '([^'@]+)'", str(error))
+    if found is None:
+        return None
+    key = found[1]
+    parent, _, leaf = key.rpartition(".")
+    known = _keys_below(parent, [argument for argument in arguments if argument.startswith("recipe=")])
+    inside = f" in {parent!r}" if parent else ""
+    return f"No {leaf!r}{inside} in the configuration. {did_you_mean(leaf, known)}"
+
+
+def _keys_below(parent: str, overrides: list[str]) -> list[str]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(find_folder("conf")), version_base="1.3"):
+        config = compose("config", overrides)
+    node = OmegaConf.select(config, parent) if parent else config
+    return [str(key) for key in node] if isinstance(node, DictConfig) else []

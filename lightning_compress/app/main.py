@@ -1,0 +1,79 @@
+"""Entry of the ``lightning-compress`` command. Whatever is slow to import is imported when a run starts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import hydra
+from omegaconf import OmegaConf
+
+from lightning_compress.app.failures import describe_failure
+from lightning_compress.app.folder_names import folder_name
+from lightning_compress.app.recipes import register_recipes
+from lightning_compress.app.search_path import find_folder
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# at import: the processes of a parallel launcher import this file and nothing else
+OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+register_recipes()
+
+
+def main() -> int:
+    """Run the command; returns its exit code: 0, 1 after an error of use, 130 after an interrupt."""
+    arguments = sys.argv[1:]
+    try:
+        if arguments[:1] == ["summarize"]:
+            from lightning_compress.app.summary import summarize
+
+            summarize(arguments[1:])
+        else:
+            _run_hydra(arguments)
+    except KeyboardInterrupt:
+        return _say("interrupted; the same command goes on from the last epoch", 130)
+    except Exception as error:
+        line = describe_failure(error, arguments)
+        if line is None:
+            raise
+        return _say(line, 1)
+    return 0
+
+
+def _run_hydra(arguments: list[str]) -> None:
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us as they are
+    sys.argv = [sys.argv[0], *arguments, *_sweep_name(arguments)]
+    hydra.main(config_path=str(find_folder("conf")), config_name="config", version_base="1.3")(_run_job)()
+
+
+def _sweep_name(arguments: list[str]) -> list[str]:
+    """The name of a sweep, made from its command, unless it was given one."""
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    if not {"-m", "--multirun"} & set(arguments) or any(argument.startswith("sweep=") for argument in overrides):
+        return []
+    return [f"sweep='{folder_name(','.join(sorted(overrides)))}'"]
+
+
+def _run_job(config: DictConfig) -> None:
+    from lightning_compress.app.run import run
+
+    try:
+        run(config)
+    except Exception as error:
+        if config.sweep is not None and (line := describe_failure(error, [])) is not None:
+            _say(f"this job failed, the others go on: {line}", 1)
+        raise
+
+
+def _say(line: str, exit_code: int) -> int:
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True).print(Text(line, style="red" if exit_code == 1 else ""))
+    return exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
