@@ -71,7 +71,7 @@ def _say(line: str, exit_code: int) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True).print(Text(line, style="red" if exit_code == 1 else ""))
+    Console(stderr=True).print(Text(line, style="red" if exit_code == 1 else ""), soft_wrap=True)
     return exit_code
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -109,12 +109,15 @@ class _Links:
         for name, tensor in self.tensors.items():
             self.tensor_names.setdefault(id(tensor), name)
         self.layers = [name for module, name in self.names.items() if is_layer(module)]
-        self.network = network
+        self.modules = {name: module for module, name in self.names.items()}
+        self.module_places = {name: place for place, name in enumerate(self.modules)}
+        self.tensor_places = {name: place for place, name in enumerate(self.tensors)}
         self.indices = _Sets()
         self.axes: dict[Axis, None] = {}
         self.outputs: dict[str, Axis] = {}
         self.inputs: dict[str, Axis] = {}
         self.refused: dict[str, str] = {}
+        self.covered: set[str] = set()
 
     def refuse(self, layer: str, reason: str) -> None:
         """The outputs of ``layer`` stay; the first reason counts."""
@@ -123,7 +126,7 @@ class _Links:
     def add_all(self, graph: torch_pruning.DependencyGraph) -> None:
         """Read the group of every layer."""
         for module, name in self.names.items():
-            if name not in self.layers:
+            if name not in self.layers or name in self.covered:
                 continue
             if module not in graph.module2node:
                 self.refuse(name, "the traced call does not run it")
@@ -154,6 +157,8 @@ class _Links:
                 for axis in axes:
                     for index, unit in zip(item.idxs, item.root_idxs, strict=True):
                         self.indices.join((axis, index), (root, unit))
+                if axes and axes[0] == self.outputs.get(self.names[module]) and len(item.idxs) == self._size(axes[0]):
+                    self.covered.add(self.names[module])  # all that its outputs reach is in this group
 
     def _axes(self, layer: str, module: nn.Module, output: bool) -> list[Axis]:
         owner = self.names[module]
@@ -180,58 +185,59 @@ class _Links:
 
     def groups(self) -> tuple[list[Group], dict[str, str]]:
         """The groups that nothing speaks against so far, and the reasons against the layers of the others."""
+        units = {axis: [self.indices.find((axis, index)) for index in range(self._size(axis))] for axis in self.axes}
+        made, skipped = [], {}
+        for layers in self._families(units):
+            culprit = next((layer for layer in layers if layer in self.refused), None)
+            if culprit is None:
+                made.append(layers)
+                continue
+            shared = f"it shares units with {culprit!r}: {self.refused[culprit]}"
+            skipped.update({layer: self.refused.get(layer, shared) for layer in layers})
+        return self._number(made, units), skipped
+
+    def _families(self, units: Mapping[Axis, Sequence[object]]) -> list[list[str]]:
+        """Layers that produce common units, together."""
         families = _Sets()
         first: dict[object, str] = {}
         for layer in self.layers:
-            for unit in self._units_of(layer):
+            for unit in units[self.outputs[layer]] if layer in self.outputs else ():
                 families.join(layer, first.setdefault(unit, layer))
         members: dict[object, list[str]] = defaultdict(list)
         for layer in self.layers:
             members[families.find(layer)].append(layer)
-        groups, skipped = [], {}
-        for layers in members.values():
-            culprit = next((layer for layer in layers if layer in self.refused), None)
-            if culprit is None:
-                groups.append(self._group(layers))
-                continue
-            for layer in layers:
-                shared = f"it shares units with {culprit!r}: {self.refused[culprit]}"
-                skipped[layer] = self.refused.get(layer, shared)
-        return groups, skipped
+        return list(members.values())
 
-    def _group(self, layers: Sequence[str]) -> Group:
-        units: dict[object, int] = {}
-        for layer in layers:
-            for unit in self._units_of(layer):
-                units.setdefault(unit, len(units))
-        coupled, counted = [], []
-        for axis in self.axes:
-            numbers = torch.tensor([units.get(unit, -1) for unit in self._units(axis)], dtype=torch.int64)
-            if bool((numbers < 0).all()):
-                continue
-            owner, key = axis
-            if isinstance(key, int):
-                coupled.append(Coupled(owner, key, numbers))
-            else:
-                counted.append(Counted(owner, key, numbers))
-        axes = {(part.tensor, part.dim) for part in coupled}
-        consumers = tuple(name for name in self.names.values() if self.inputs.get(name) in axes)
-        place = {name: position for position, name in enumerate(self.tensors)}
-        coupled.sort(key=lambda part: (place[part.tensor], part.dim))
-        where = {name: position for position, name in enumerate(self.names.values())}
-        counted.sort(key=lambda part: (where[part.module], part.name))
-        return Group(layers[0], len(units), tuple(layers), consumers, tuple(coupled), tuple(counted))
+    def _number(self, made: Sequence[Sequence[str]], units: Mapping[Axis, Sequence[object]]) -> list[Group]:
+        """Number the units of each family, in the order of its layers' outputs, and collect the axes they are on."""
+        numbers: dict[object, tuple[int, int]] = {}
+        sizes = [0] * len(made)
+        for position, layers in enumerate(made):
+            for unit in (unit for layer in layers for unit in units[self.outputs[layer]]):
+                if unit not in numbers:
+                    numbers[unit] = position, sizes[position]
+                    sizes[position] += 1
+        axes: list[dict[Axis, Tensor]] = [{} for _ in made]
+        for axis, on_axis in units.items():
+            found = torch.tensor([numbers.get(unit, (-1, -1)) for unit in on_axis], dtype=torch.int64)
+            for position in sorted(set(found[:, 0].tolist())):
+                if position >= 0:
+                    axes[position][axis] = torch.where(found[:, 0] == position, found[:, 1], -1)
+        return [self._group(*parts) for parts in zip(made, sizes, axes, strict=True)]
 
-    def _units_of(self, layer: str) -> list[object]:
-        return self._units(self.outputs[layer]) if layer in self.outputs else []
+    def _group(self, layers: Sequence[str], size: int, axes: Mapping[Axis, Tensor]) -> Group:
+        coupled = [Coupled(owner, key, units) for (owner, key), units in axes.items() if isinstance(key, int)]
+        counted = [Counted(owner, key, units) for (owner, key), units in axes.items() if isinstance(key, str)]
+        coupled.sort(key=lambda part: (self.tensor_places[part.tensor], part.dim))
+        counted.sort(key=lambda part: (self.module_places[part.module], part.name))
+        consumers = tuple(name for name in self.modules if self.inputs.get(name) in axes)
+        return Group(layers[0], size, tuple(layers), consumers, tuple(coupled), tuple(counted))
 
-    def _units(self, axis: Axis) -> list[object]:
+    def _size(self, axis: Axis) -> int:
         owner, key = axis
-        if isinstance(key, int):
-            size = self.tensors[owner].shape[key]
-        else:
-            size = getattr(self.network.get_submodule(owner), key)
-        return [self.indices.find((axis, index)) for index in range(size)]
+        size = self.tensors[owner].shape[key] if isinstance(key, int) else getattr(self.modules[owner], key)
+        assert isinstance(size, int)
+        return size
 
 
 class _Sets:

@@ -16,7 +16,7 @@ CHUNK = 2**22
 
 
 def input_rows(layer: nn.Module, value: Tensor) -> Tensor:
-    """``value`` with features at dimension 1: (samples, features) of a Linear, (samples, channels, ...) of the others."""
+    """``value`` with features at dimension 1: (samples, features) of a Linear, else (samples, channels, ...)."""
     if isinstance(layer, nn.Linear):
         return value.reshape(-1, value.shape[-1])
     assert isinstance(layer, _ConvNd)

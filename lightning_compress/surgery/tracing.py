@@ -89,6 +89,8 @@ def _recorder(name: str, found: list[TracingInput]) -> Callable[[nn.Module, Any,
 def private_copy(root: nn.Module) -> nn.Module:
     """A deep copy without any hooks: what users and callbacks have hooked into ``root`` neither runs nor is copied.
 
+    Parts compiled with ``torch.compile`` run uncompiled in the copy.
+
     Raises:
         CompressionError: ``root`` holds something that cannot be copied.
 
@@ -104,12 +106,17 @@ def private_copy(root: nn.Module) -> nn.Module:
                 memo[id(value)] = type(value)()
     try:
         with torch.inference_mode(False):
-            return copy.deepcopy(root, memo)
+            duplicate = copy.deepcopy(root, memo)
     except Exception as error:
         raise CompressionError(
             f"{type(root).__name__} cannot be copied, so nothing can be tried out on a copy: {error} "
             "Remove old-style weight_norm, spectral_norm or torch.nn.utils.prune masks first."
         ) from error
+    for module in duplicate.modules():
+        original = module._modules.get("_orig_mod")
+        if original is not None:  # made by torch.compile: the copy would run the compiled original
+            module.forward = original.__call__
+    return duplicate
 
 
 @contextmanager

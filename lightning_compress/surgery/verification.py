@@ -88,7 +88,7 @@ def evaluate(module: nn.Module, tracing: TracingInput) -> tuple[Tensor, ...]:
             return tuple(output.detach().clone() for output in tracing.outputs(module))
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
-        raise CompressionError(f"the network does not run ({type(error).__name__}: {reason}).") from error
+        raise CompressionError(f"The network does not run ({type(error).__name__}: {reason}).") from error
 
 
 def accepted(

@@ -85,6 +85,11 @@ class CompressionCallback(Callback):
                 f"{self.state_key} cannot compress a compiled LightningModule. Compile a part of it instead: "
                 "module.network = torch.compile(module.network)."
             )
+        if self.edits_shape and private.returns_weights_to_another_process(trainer):
+            raise CompressionError(
+                f"{self.state_key} changes shapes, and this strategy loads the trained weights into the main process's network, "
+                "which keeps the former shape. Run a script with strategy='ddp'."
+            )
         for callback in private.get_callbacks(trainer):
             self._refuse_callback(callback)
 

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -21,6 +22,7 @@ PRIVATE_NAMES = (
     "trainer.strategy._register_ddp_hooks",
     "module._apply_batch_transfer_handler",
     "module._compiler_ctx",
+    "lightning.pytorch.strategies.launchers._MultiProcessingLauncher",
 )
 
 
@@ -133,6 +135,11 @@ def rewrap_model(trainer: L.Trainer, module: L.LightningModule) -> None:
         strategy.model = None
         strategy.model = strategy._setup_model(module)
         strategy._register_ddp_hooks()
+
+
+def returns_weights_to_another_process(trainer: L.Trainer) -> bool:
+    """Whether the fit runs in processes whose weights are loaded into the main one at the end (fork, spawn, notebook)."""
+    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
 
 
 def is_compiled(module: L.LightningModule) -> bool:

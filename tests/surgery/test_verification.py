@@ -116,20 +116,35 @@ def test_masking_zeroes_what_the_edit_takes_out_and_nothing_else():
     assert torch.equal(net[3].bias, reference[3].bias)
 
 
-def test_a_fresh_batch_norm_does_not_hide_mixed_up_channels():
-    class Rolled(nn.Module):
-        """Rolls the channels before BatchNorm: invisible while all its statistics are alike."""
+def test_a_branch_that_starts_at_zero_is_tried_out_all_the_same():
+    class Branch(nn.Module):
+        """A softmax over the units, behind a BatchNorm whose gamma is zero: nothing is seen of it in the outputs."""
 
         def __init__(self):
             super().__init__()
-            self.one, self.norm, self.two = nn.Conv2d(1, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)
+            self.one, self.two, self.norm = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 3, 1), nn.BatchNorm2d(3)
+            nn.init.zeros_(self.norm.weight)
 
         def forward(self, x):
-            return self.two(self.norm(self.one(x).roll(3, 1)).roll(-3, 1))
+            return x + self.norm(self.two(self.one(x).softmax(1)))
 
-    groups = find_groups(Rolled(), TracingInput("", (torch.randn(2, 1, 4, 4),), {}))
+    groups = find_groups(Branch(), TracingInput("", (torch.randn(2, 3, 4, 4),), {}))
     assert len(groups) == 0
     assert "setting those neurons to zero" in groups.skipped["one"]
+
+
+def test_a_compiled_network_is_tried_out_uncompiled():
+    torch.manual_seed(0)
+    calls = []
+    compiled = torch.compile(network().eval(), backend=lambda graph, example: calls.append(1) or graph.forward)
+    root = nn.ModuleDict({"net": compiled})
+    call = TracingInput("net", (torch.randn(2, 1, 5, 5),), {})
+    call.run(root)
+    calls.clear()
+    (group,) = find_groups(root, call)
+    assert group.name == "net._orig_mod.0"
+    verify_edit(root, group.keep(torch.tensor([0, 3])), call)
+    assert not calls
 
 
 def test_halving_finds_the_items_that_fail():

@@ -1,0 +1,139 @@
+"""One line for each stage: how far it is, the metric, what is left of the network; live in a terminal, plain elsewhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from lightning_compress.plan import Journal, Record
+from lightning_compress.training import GradualCallback
+
+PLAIN_LINES = 4
+"""Lines that a stage prints where there is no terminal."""
+
+
+class _TimeLeft(ProgressColumn):
+    """Time left; nothing once the stage is done."""
+
+    def render(self, task: Task) -> Text:
+        left = task.time_remaining
+        return Text("" if task.finished or left is None else f"{int(left) // 60}:{int(left) % 60:02d} left", style="dim")
+
+
+class StageDisplay:
+    """The lines of all stages of a run; a context that keeps them live.
+
+    Args:
+        console: where they appear.
+        width: of the longest stage name.
+    """
+
+    def __init__(self, console: Console, width: int) -> None:
+        self._console, self._width = console, width
+        self._live = console.is_terminal
+        self._progress = Progress(
+            TextColumn("{task.description}", style="bold"),
+            BarColumn(20),
+            TextColumn("{task.fields[epochs]}"),
+            TextColumn("{task.fields[text]}", markup=False),
+            _TimeLeft(),
+            console=console,
+            disable=not self._live,
+        )
+
+    def __enter__(self) -> StageDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def begin(self, stage: str, epochs: int) -> StageLine:
+        """A line for a stage."""
+        return StageLine(self, stage.ljust(self._width), epochs)
+
+    def add_task(self, name: str, epochs: int) -> Any:
+        """Lower door for :class:`StageLine`."""
+        return self._progress.add_task(name, total=epochs, epochs=f"0/{epochs}", text="")
+
+    def update(self, task: Any, name: str, done: float, epochs: int, text: str, *, plain: bool) -> None:
+        """Draw a line again; where there is no terminal, print it if ``plain``."""
+        count = f"{int(done):>{len(str(epochs))}}/{epochs}"
+        if self._live:
+            self._progress.update(task, completed=done, epochs=count, text=text)
+        elif plain:
+            self._console.print(f"{name}  {count}  {text}".rstrip(), highlight=False, markup=False, soft_wrap=True)
+
+
+class StageLine(Callback):
+    """The line of one stage; in the stage's Trainer it keeps itself up to date."""
+
+    def __init__(self, display: StageDisplay, name: str, epochs: int) -> None:
+        self._display, self._name, self._epochs = display, name, epochs
+        self._task = display.add_task(name, epochs)
+        self._text = ""
+
+    def finish(self, text: str) -> None:
+        """The stage is done."""
+        self._display.update(self._task, self._name, self._epochs, self._epochs, text, plain=True)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin where a resumed fit goes on."""
+        self._draw(trainer.current_epoch)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move on within the epoch."""
+        self._draw(trainer.current_epoch + (batch_idx + 1) / max(int(trainer.num_training_batches), 1))
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """New figures."""
+        done = trainer.current_epoch + 1
+        self._text = status_text(trainer, pl_module)
+        self._draw(done, plain=done < self._epochs and _is_due(done, self._epochs))
+
+    def _draw(self, done: float, *, plain: bool = False) -> None:
+        self._display.update(self._task, self._name, done, self._epochs, self._text, plain=plain)
+
+
+def status_text(trainer: L.Trainer, module: L.LightningModule) -> str:
+    """Metric of the last validation, what is left, how many cuts: "val_acc 0.981   kept 3.5 %   11 cuts, 1 rolled back"."""
+    metrics = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val_")}
+    parts = [f"{name} {value:.3f}" for name, value in metrics.items() if name != "val_loss"]
+    callbacks = [c for c in trainer.callbacks if isinstance(c, GradualCallback)]  # type: ignore[attr-defined]
+    parts += [f"kept {100 * (1 - c.reached):.1f} %{_of(c)}" for c in callbacks]
+    if callbacks:
+        parts.append(count_cuts(Record.of(module).journal))
+    return "   ".join(parts)
+
+
+def count_cuts(journal: Journal) -> str:
+    """Cuts and rollbacks since the stage began.
+
+    >>> journal = Journal()
+    >>> journal.add("cut", "...")
+    >>> count_cuts(journal)
+    '1 cut'
+    """
+    kinds = [entry.kind for entry in journal]
+    kinds = kinds[len(kinds) - kinds[::-1].index("start") :] if "start" in kinds else kinds
+    cuts, rolled_back = kinds.count("cut"), kinds.count("rollback")
+    text = f"{cuts} cut{'' if cuts == 1 else 's'}"
+    return f"{text}, {rolled_back} rolled back" if rolled_back else text
+
+
+def _of(callback: GradualCallback) -> str:
+    """What the share is a share of, where it is not single weights."""
+    counted = callback.quantity.removesuffix(" removed")
+    return "" if counted == callback.quantity else f" of {counted}"
+
+
+def _is_due(done: int, epochs: int) -> bool:
+    return done * PLAIN_LINES // epochs > (done - 1) * PLAIN_LINES // epochs

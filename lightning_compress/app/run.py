@@ -1,0 +1,103 @@
+"""One run of the command: its stages, then its report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.columns import Columns
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from lightning_compress.app.loggers import GuardedLogger, build_loggers
+from lightning_compress.app.progress import StageDisplay
+from lightning_compress.app.publish import close, publish
+from lightning_compress.app.quiet import quiet
+from lightning_compress.app.run_folder import RunFolder, relative, write_text
+from lightning_compress.app.stages import Stage, read_stages, run_stage
+from lightning_compress.plan import explain, read_checkpoint
+from lightning_compress.report import (
+    Network,
+    Report,
+    collect_environment,
+    draw_history,
+    draw_layers,
+    layer_table,
+    network_table,
+    read_history,
+    render_page,
+    to_png,
+    to_report_entries,
+)
+
+NOT_THE_RUN = ("fresh", "sweep")
+"""Keys that say how to begin, not what to do."""
+
+
+def run(config: DictConfig) -> None:
+    """Run, or go on with, what ``config`` describes, in the folder that Hydra gives it; print the result.
+
+    Raises:
+        CompressionError: something asked for cannot be done; nothing that was there is lost.
+    """
+    console = Console()
+    stages = read_stages(config)
+    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
+    with quiet(), folder.lock():
+        if config.fresh:
+            folder.clear()
+        folder.claim(_resolved(config))
+        if config.sweep is not None:
+            console.print(Text(relative(folder.path), style="dim"), soft_wrap=True)
+        finished = folder.report.exists()
+        if not finished:
+            _execute(config, stages, folder, console)
+        _show(Report.from_json(folder.report.read_text()), folder, console, finished=finished)
+
+
+def _resolved(config: DictConfig) -> dict[str, Any]:
+    resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items() if key not in NOT_THE_RUN}
+
+
+def _execute(config: DictConfig, stages: Sequence[Stage], folder: RunFolder, console: Console) -> None:
+    loggers = build_loggers(config, folder.path, _resolved(config))
+    succeeded = False
+    try:
+        networks = _run_stages(config, stages, folder, loggers, console)
+        model = folder.stage(stages[-1].name).final
+        report = _report(config, networks, model)
+        figures = {"history": draw_history(read_history(report), report.monitor), "layers": draw_layers(report)}
+        for logger in loggers:
+            publish(logger, report, {name: to_png(figure) for name, figure in figures.items()}, model)
+        write_text(folder.page, render_page(report))
+        write_text(folder.report, report.to_json())
+        succeeded = True
+    finally:
+        for logger in loggers:
+            close(logger, exit_code=0 if succeeded else 1)
+
+
+def _run_stages(
+    config: DictConfig, stages: Sequence[Stage], folder: RunFolder, loggers: Sequence[GuardedLogger], console: Console
+) -> list[Network]:
+    networks: list[Network] = []
+    start: Path | None = None
+    steps = epochs = 0
+    with StageDisplay(console, max(len(stage.name) for stage in stages)) as display:
+        for stage in stages:
+            place = folder.stage(stage.name)
+            line = display.begin(stage.name, stage.epochs)
+            for logger in loggers:
+                logger.begin_stage(steps, epochs)
+            networks.append(run_stage(stage, config, place, start=start, loggers=loggers, line=line))
+            start = place.final
+            epochs += stage.epochs
+            steps += _steps(place.final)
+            line.finish(...)
+    return networks

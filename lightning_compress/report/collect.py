@@ -1,0 +1,70 @@
+"""What a report says of a network, of a Journal and of the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from torch import nn
+
+from lightning_compress.measure import measure
+from lightning_compress.measure.cost import ExampleInput
+from lightning_compress.plan import Journal
+from lightning_compress.report.report import Layer, Network
+
+PACKAGES = ("lightning-compress", "torch", "lightning", "numpy")
+
+
+def collect_layers(module: nn.Module) -> tuple[Layer, ...]:
+    """The weight tensors of ``module``: all parameters of two dimensions and more, in its order.
+
+    >>> [layer.name for layer in collect_layers(nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1)))]
+    ['0', '2']
+    """
+    named = {name: tensor.detach() for name, tensor in module.named_parameters() if tensor.dim() > 1}
+    short = _shortened(list(named))
+    return tuple(
+        Layer(short[name], tuple(tensor.shape), tensor.numel(), int(tensor.count_nonzero()))
+        for name, tensor in named.items()
+    )
+
+
+def collect_network(
+    module: nn.Module, example_input: ExampleInput, *, stage: str, epochs: int, metrics: Mapping[str, float]
+) -> Network:
+    """A network as it is now; ``example_input`` is one sample, for the cost."""
+    return Network(stage, epochs, asdict(measure(module, example_input)), dict(metrics), collect_layers(module))
+
+
+def collect_environment() -> dict[str, str]:
+    """What a figure depends on besides the code: versions, platform, processors."""
+    versions = {name: version(name) for name in PACKAGES if name != "lightning-compress"}
+    from lightning_compress import __version__
+
+    return {
+        "lightning-compress": __version__,
+        **versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(aliased=True, terse=True),
+        "processors": str(os.cpu_count()),
+    }
+
+
+def to_report_entries(journal: Journal | Iterable[Any]) -> tuple[dict[str, Any], ...]:
+    """The Journal's entries as mappings of primitives."""
+    return tuple(
+        {"kind": e.kind, "text": e.text, "epoch": e.epoch, "step": e.step, "data": dict(e.data)} for e in journal
+    )
+
+
+def _shortened(names: list[str]) -> dict[str, str]:
+    """Names without what they all begin with, and without a last ``.weight``."""
+    parts = [name.removesuffix(".weight").split(".") for name in names]
+    common = 0
+    while parts and all(len(p) > common + 1 and p[common] == parts[0][common] for p in parts):
+        common += 1
+    return {name: ".".join(p[common:]) for name, p in zip(names, parts, strict=True)}

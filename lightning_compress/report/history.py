@@ -1,0 +1,65 @@
+"""The Journal as curves: metric and size over time, with what happened marked on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning_compress.report.report import Report
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something at a moment; ``time`` in epochs since the run began."""
+
+    kind: str
+    time: float
+    text: str
+    reached: float | None = None
+
+
+@dataclass
+class History:
+    """Curves over epochs since the run began.
+
+    Attributes:
+        stages: name and first epoch of each stage.
+        metric: (time, value) of each validation.
+        removed: for each callback the (time, share) after each cut and rollback.
+        events: cuts, recoveries, rollbacks and stops, in order.
+        reference: (from, to, value): what had to be reached again after a cut.
+        end: epochs in all.
+    """
+
+    stages: list[tuple[str, float]] = field(default_factory=list)
+    metric: list[tuple[float, float]] = field(default_factory=list)
+    removed: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    reference: list[tuple[float, float]] = field(default_factory=list)
+    end: float = 0.0
+
+
+def read_history(report: Report) -> History:
+    """The curves that the Journal of ``report`` holds."""
+    history = History()
+    lengths = {network.stage: network.epochs for network in report.networks}
+    offset = 0.0
+    for entry in report.journal:
+        if entry["kind"] == "start" and "stage" in entry["data"]:
+            offset, history.end = history.end, history.end + lengths.get(entry["data"]["stage"], 0)
+            history.stages.append((entry["data"]["stage"], offset))
+        _add(history, entry, offset + (entry["epoch"] or 0.0), report.monitor)
+    return history
+
+
+def _add(history: History, entry: dict[str, Any] | Any, time: float, monitor: str) -> None:
+    kind, data = entry["kind"], entry["data"]
+    if kind == "measurement" and monitor in data:
+        history.metric.append((time, data[monitor]))
+    if kind in ("cut", "rollback"):
+        curve = history.removed.setdefault(data["callback"], [(time, data["before"])])
+        curve.append((time, data["reached"]))
+    if kind in ("cut", "recovery", "rollback", "stop"):
+        history.events.append(Event(kind, time, entry["text"], data.get("reached")))
+    if "reference" in data:
+        history.reference.append((time, data["reference"]))

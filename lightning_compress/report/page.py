@@ -1,0 +1,136 @@
+"""The report as one page: no network, no scripts, light and dark."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from lightning_compress.report.figures import draw_history, draw_layers, to_svg
+from lightning_compress.report.history import read_history
+from lightning_compress.report.report import Report
+from lightning_compress.report.table import layer_row, network_rows
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1f2933; --faint: #66717e; --line: #dfe3e8; --paper: #fdfdfc; --panel: #f4f5f6; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e7eb; --faint: #98a2ae; --line: #343b44; --paper: #16191d; --panel: #1e2227; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 54rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .4rem; } h2 { font-size: 1.1rem; margin: 2.4rem 0 .6rem; }
+p { margin: .4rem 0; } .faint { color: var(--faint); }
+figure { margin: 1rem 0; } svg { display: block; width: 100%; height: auto; } svg text { font-family: inherit !important; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .7rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } th { font-weight: 600; color: var(--faint); }
+.journal td { text-align: left; vertical-align: top; } .journal td:last-child { white-space: normal; }
+.rollback, .stop { color: #c8453b; } .recovery { color: #2a9d78; }
+details { margin: .6rem 0; } summary { cursor: pointer; }
+pre { background: var(--panel); padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; border-radius: .3rem; }
+code { background: var(--panel); padding: .1rem .3rem; border-radius: .2rem; }
+"""
+
+
+def render_page(report: Report) -> str:
+    """The whole of ``report.html``; whatever comes from outside is escaped."""
+    sections = (
+        _heading(report),
+        _section("Before and after", _network_table(report)),
+        _section("What happened when", _figure(to_svg(draw_history(read_history(report), report.monitor), "history"))),
+        _section("Layer by layer", _figure(to_svg(draw_layers(report), "layers")) + _layer_table(report)),
+        _section("What was done", _deeds(report)),
+        _section("How to make this again", _provenance(report)),
+    )
+    title = escape(f"{report.recipe}, seed {report.seed}")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{''.join(sections)}</body>\n</html>\n"
+    )
+
+
+def summary_sentence(report: Report) -> str:
+    """The run in one sentence."""
+    before, after = report.before, report.after
+    fewer = before.cost["nonzero_parameters"] / max(after.cost["nonzero_parameters"], 1)
+    text = f"{fewer:.1f}x fewer parameters that are not zero"
+    if before.cost["macs"] != after.cost["macs"]:
+        text += f", {before.cost['macs'] / max(after.cost['macs'], 1):.1f}x fewer multiply-accumulates"
+    shared = [name for name in ("test_acc", report.monitor) if name in before.metrics and name in after.metrics]
+    if shared:
+        text += f"; {shared[0]} {before.metrics[shared[0]]:.4f} before, {after.metrics[shared[0]]:.4f} after"
+    return f"{text}."
+
+
+def _heading(report: Report) -> str:
+    stages = " → ".join(f"{network.stage} ({network.epochs} epochs)" for network in report.networks)
+    return (
+        f"<h1>{escape(summary_sentence(report))}</h1>\n"
+        f'<p class="faint">Recipe {escape(report.recipe)}, seed {report.seed}. {escape(stages)}. One run: the difference '
+        "between two seeds is not in these figures.</p>\n"
+    )
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>\n"
+
+
+def _figure(svg: str) -> str:
+    return f"<figure>{svg}</figure>"
+
+
+def _table(heading: Sequence[str], rows: Iterable[Sequence[str]], css: str = "") -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
+    return f'<div class="scroll"><table class="{css}"><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
+
+
+def _network_table(report: Report) -> str:
+    rows = network_rows(report.before, report.after)
+    note = (
+        '<p class="faint">MACs are multiply-accumulates for one sample, and bytes those of the tensors, both with the zeros '
+        "counted: zeros make a network smaller only in a format that leaves them out.</p>"
+    )
+    return _table(("network", report.before.stage, report.after.stage, ""), rows) + note
+
+
+def _layer_table(report: Report) -> str:
+    after = {layer.name: layer for layer in report.after.layers}
+    rows = [
+        (layer.name, "x".join(map(str, layer.shape)), *layer_row(layer, after.get(layer.name))[1:])
+        for layer in report.before.layers
+    ]
+    return _table(("layer", "shape", "weights", "kept", "share"), rows)
+
+
+def _deeds(report: Report) -> str:
+    asked = "".join(f"<p>{escape(str(end['text']))}.</p>\n" for end in report.asked_and_reached)
+    plan = "".join(f"<li>{escape(line)}</li>" for line in report.plan)
+    edits = f"<ol>{plan}</ol>" if plan else "<p>No layer changed its shape.</p>"
+    told = [entry for entry in report.journal if entry["kind"] != "measurement"]
+    rows = "".join(_journal_row(entry) for entry in told)
+    journal = f'<div class="scroll"><table class="journal"><tbody>{rows}</tbody></table></div>'
+    return (
+        f"{asked}<details{' open' if 0 < len(report.plan) <= 12 else ''}><summary>Plan: {len(report.plan)} edits of shape"
+        f"</summary>{edits}</details>\n<details open><summary>Journal: {len(told)} entries, and a measurement after each "
+        f"epoch</summary>{journal}</details>"
+    )
+
+
+def _journal_row(entry: Mapping[str, Any]) -> str:
+    time = "" if entry["epoch"] is None else f"epoch {entry['epoch']:.4g}"
+    kind = escape(str(entry["kind"]))
+    return f'<tr><td class="faint">{time}</td><td class="{kind}">{kind}</td><td>{escape(str(entry["text"]))}</td></tr>\n'
+
+
+def _provenance(report: Report) -> str:
+    environment = ", ".join(f"{name} {value}" for name, value in report.environment.items())
+    config = escape(json.dumps(report.config, indent=2))
+    return (
+        f"<p><code>{escape(report.command)}</code></p>\n<p class='faint'>{escape(environment)}</p>\n"
+        f"<details><summary>Resolved configuration</summary><pre>{config}</pre></details>"
+    )
