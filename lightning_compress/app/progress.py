@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -11,8 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from lightning_compress.plan import Journal, Record
-from lightning_compress.training import GradualCallback
+from lightning_compress.plan import Entry, Journal, Record
 
 PLAIN_LINES = 4
 """Lines that a stage prints where there is no terminal."""
@@ -96,43 +96,39 @@ class StageLine(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """New figures."""
         done = trainer.current_epoch + 1
-        self._text = status_text(trainer, pl_module)
+        self._text = status_text(trainer.callback_metrics, Record.of(pl_module).journal)
         self._draw(done, plain=done < self._epochs and _is_due(done, self._epochs))
 
     def _draw(self, done: float, *, plain: bool = False) -> None:
         self._display.update(self._task, self._name, done, self._epochs, self._text, plain=plain)
 
 
-def status_text(trainer: L.Trainer, module: L.LightningModule) -> str:
-    """Metric of the last validation, what is left, how many cuts: "val_acc 0.981   kept 3.5 %   11 cuts, 1 rolled back"."""
-    metrics = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val_")}
-    parts = [f"{name} {value:.3f}" for name, value in metrics.items() if name != "val_loss"]
-    callbacks = [c for c in trainer.callbacks if isinstance(c, GradualCallback)]  # type: ignore[attr-defined]
-    parts += [f"kept {100 * (1 - c.reached):.1f} %{_of(c)}" for c in callbacks]
-    if callbacks:
-        parts.append(count_cuts(Record.of(module).journal))
+def status_text(metrics: Mapping[str, Any], journal: Journal) -> str:
+    """Metric, what is left, and the number of cuts since the stage began.
+
+    >>> journal = Journal()
+    >>> journal.add("cut", "...", callback="WeightPruning", reached=0.965)
+    >>> status_text({"val_acc": 0.9811, "val_loss": 0.1}, journal)
+    'val_acc 0.981   kept 3.5 %   1 cut'
+    """
+    figures = [name for name in metrics if name.startswith("val_") and name != "val_loss"]
+    parts = [f"{name} {float(metrics[name]):.3f}" for name in figures]
+    entries = _of_this_stage(journal)
+    reached = {entry.data["callback"]: entry.data for entry in entries if entry.kind in ("cut", "rollback")}
+    for data in reached.values():
+        counted = str(data.get("quantity", "")).removesuffix(" removed")
+        share = f"kept {100 * (1 - float(data['reached'] or 0)):.1f} %"
+        parts.append(share if counted in ("", "sparsity") else f"{share} of {counted}")
+    cuts, rolled_back = (sum(entry.kind == kind for entry in entries) for kind in ("cut", "rollback"))
+    if cuts:
+        parts.append(f"{cuts} cut{'s' * (cuts > 1)}" + f", {rolled_back} rolled back" * (rolled_back > 0))
     return "   ".join(parts)
 
 
-def count_cuts(journal: Journal) -> str:
-    """Cuts and rollbacks since the stage began.
-
-    >>> journal = Journal()
-    >>> journal.add("cut", "...")
-    >>> count_cuts(journal)
-    '1 cut'
-    """
-    kinds = [entry.kind for entry in journal]
-    kinds = kinds[len(kinds) - kinds[::-1].index("start") :] if "start" in kinds else kinds
-    cuts, rolled_back = kinds.count("cut"), kinds.count("rollback")
-    text = f"{cuts} cut{'' if cuts == 1 else 's'}"
-    return f"{text}, {rolled_back} rolled back" if rolled_back else text
-
-
-def _of(callback: GradualCallback) -> str:
-    """What the share is a share of, where it is not single weights."""
-    counted = callback.quantity.removesuffix(" removed")
-    return "" if counted == callback.quantity else f" of {counted}"
+def _of_this_stage(journal: Journal) -> list[Entry]:
+    entries = list(journal)
+    starts = [position for position, entry in enumerate(entries) if entry.kind == "start"]
+    return entries[starts[-1] :] if starts else entries
 
 
 def _is_due(done: int, epochs: int) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.columns import Columns
@@ -14,12 +16,12 @@ from rich.padding import Padding
 from rich.text import Text
 
 from lightning_compress.app.loggers import GuardedLogger, build_loggers
-from lightning_compress.app.progress import StageDisplay
+from lightning_compress.app.progress import StageDisplay, status_text
 from lightning_compress.app.publish import close, publish
 from lightning_compress.app.quiet import quiet
 from lightning_compress.app.run_folder import RunFolder, relative, write_text
 from lightning_compress.app.stages import Stage, read_stages, run_stage
-from lightning_compress.plan import explain, read_checkpoint
+from lightning_compress.plan import CHECKPOINT_KEY, Journal, explain, read_checkpoint
 from lightning_compress.report import (
     Network,
     Report,
@@ -97,7 +99,49 @@ def _run_stages(
                 logger.begin_stage(steps, epochs)
             networks.append(run_stage(stage, config, place, start=start, loggers=loggers, line=line))
             start = place.final
-            epochs += stage.epochs
-            steps += _steps(place.final)
-            line.finish(...)
+            checkpoint = _read(start)
+            steps, epochs = steps + checkpoint["global_step"], epochs + stage.epochs
+            line.finish(status_text(networks[-1].metrics, Journal.from_state(checkpoint[CHECKPOINT_KEY]["journal"])))
     return networks
+
+
+def _read(checkpoint: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    return content
+
+
+def _report(config: DictConfig, networks: Sequence[Network], model: Path) -> Report:
+    found = read_checkpoint(_read(model))
+    assert found is not None
+    plan, journal = found
+    overrides = [o for o in HydraConfig.get().overrides.task if o.partition("=")[0] not in NOT_THE_RUN]
+    return Report(
+        recipe=HydraConfig.get().runtime.choices.recipe,
+        seed=config.seed,
+        monitor=config.monitor,
+        mode=config.mode,
+        networks=tuple(networks),
+        journal=to_report_entries(journal),
+        plan=tuple(line.partition(". ")[2] for line in explain(plan).splitlines()[1:]),
+        environment=collect_environment(),
+        config=_resolved(config),
+        command=shlex.join(["lightning-compress", *overrides]),
+    )
+
+
+def _show(report: Report, folder: RunFolder, console: Console, *, finished: bool) -> None:
+    console.print()
+    console.print(Columns([Padding(layer_table(report), (0, 6, 1, 0)), network_table(report)]))
+    for end in report.asked_and_reached:
+        console.print(Text(str(end["text"])), soft_wrap=True)
+    console.print()
+    offline = sorted(folder.path.glob("wandb/wandb/offline-run-*")) + sorted(folder.path.glob("wandb/offline-run-*"))
+    places = {
+        "report": folder.page,
+        "network": folder.stage(report.after.stage).final,
+        **({"wandb": offline[-1]} if offline else {}),
+    }
+    for name, path in places.items():
+        console.print(Text.assemble((f"{name:<9}", "bold"), relative(path)), soft_wrap=True)
+    again = "this run was finished before; fresh=true starts over" if finished else "the same command"
+    console.print(Text.assemble((f"{'resume':<9}", "bold"), again), soft_wrap=True)

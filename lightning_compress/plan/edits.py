@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.errors import PlanError
-from lightning_compress.plan.specs import ModuleSpec, build_module, check_spec
+from lightning_compress.errors import PlanError, did_you_mean
 
 ATTRIBUTES = frozenset(
     [
@@ -39,6 +38,9 @@ ATTRIBUTES = frozenset(
 
 AttributeValue: TypeAlias = int | tuple[int, ...]
 
+MAX_SIZE, MAX_DIMENSION = 2**26, 8
+"""Longest dimension that an edit cuts, and the number of dimensions: the bounds that a file is held to hold for all."""
+
 
 class Edit(Protocol):
     """One change of shape. ``apply`` checks first, changes the module, and returns the edit that takes it back."""
@@ -66,16 +68,38 @@ class Slice:
     """The indices kept along one dimension of one parameter or buffer.
 
     Attributes:
-        tensor: dotted name in the module.
-        dim: dimension that shrinks.
+        tensor: dotted name in the module; of a tied tensor the first of its names.
+        dim: dimension that shrinks, from 0.
         size: its length before.
-        kept: int64 indices that stay, strictly increasing, shape (n,), 1 <= n <= size.
+        kept: int64 indices that stay, strictly increasing, shape (n,), 1 <= n <= size; a copy, on the CPU.
+
+    Raises:
+        PlanError: any of it out of range.
+
+    >>> Slice("fc.weight", 0, 3, torch.tensor([2, 0]))
+    Traceback (most recent call last):
+    lightning_compress.errors.PlanError: 'fc.weight': kept indices must rise strictly within 0..2.
     """
 
     tensor: str
     dim: int
     size: int
     kept: Tensor
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dim < MAX_DIMENSION or not 1 <= self.size <= MAX_SIZE:
+            raise PlanError(f"{self.tensor!r}: no dimension {self.dim} of {self.size} entries can be cut.")
+        kept = self.kept.detach()
+        if kept.dim() != 1 or kept.dtype != torch.int64 or kept.layout != torch.strided or kept.is_meta:
+            raise PlanError(
+                f"{self.tensor!r}: kept indices must be a vector of int64, not {kept.dtype} of {tuple(kept.shape)}."
+            )
+        if kept.numel() == 0:
+            raise PlanError(f"{self.tensor!r} would be left with nothing along dimension {self.dim} (of {self.size}).")
+        inside = kept.numel() <= self.size and int(kept[0]) >= 0 and int(kept[-1]) < self.size
+        if not inside or not bool((kept[1:] > kept[:-1]).all()):
+            raise PlanError(f"{self.tensor!r}: kept indices must rise strictly within 0..{self.size - 1}.")
+        object.__setattr__(self, "kept", kept.to("cpu", copy=True).contiguous())
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Slice):
@@ -89,17 +113,34 @@ class Slice:
 
 @dataclass(frozen=True)
 class Attribute:
-    """A number on a module that describes its shape, before and after: ``('conv1', 'out_channels', 16, 12)``."""
+    """A number on a module that describes its shape, before and after: ``('conv1', 'out_channels', 16, 12)``.
+
+    Raises:
+        PlanError: a name outside of :data:`ATTRIBUTES`, or a value that grows or vanishes.
+    """
 
     module: str
     name: str
     before: AttributeValue
     after: AttributeValue
 
+    def __post_init__(self) -> None:
+        if self.name not in ATTRIBUTES:
+            raise PlanError(
+                f"{self.module!r}: an edit may not set {self.name!r}. {did_you_mean(self.name, ATTRIBUTES)}"
+            )
+        pairs = [tuple(value) if isinstance(value, tuple) else (value,) for value in (self.before, self.after)]
+        alike = type(self.before) is type(self.after) and len(pairs[0]) == len(pairs[1])
+        if not alike or not all(1 <= after <= before for before, after in zip(*pairs, strict=True)):
+            raise PlanError(f"{self.module!r}: {self.name} cannot shrink from {self.before!r} to {self.after!r}.")
+
 
 @dataclass(frozen=True)
 class KeepIndices:
     """Neurons taken out: of each tensor named in ``slices`` only the kept indices stay.
+
+    Raises:
+        PlanError: a tensor is cut twice along one dimension, or an attribute set twice.
 
     >>> net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     >>> kept = torch.tensor([0, 2])
@@ -121,30 +162,19 @@ class KeepIndices:
     label: str = ""
     kind: ClassVar[str] = "keep"
 
+    def __post_init__(self) -> None:
+        _refuse_twins(((part.tensor, part.dim) for part in self.slices), "is cut twice along dimension")
+        _refuse_twins(((change.module, change.name) for change in self.attributes), "is given twice its")
+
     @property
     def touched(self) -> frozenset[str]:
         """Names of the tensors that shrink."""
         return frozenset(part.tensor for part in self.slices)
 
     def check(self, module: nn.Module) -> None:
-        """Refuse tensors that do not exist or have another size, indices out of range, attributes that differ."""
-        tensors = named_tensors(module)
-        seen: set[tuple[int, int]] = set()
-        for part in self.slices:
-            tensor = tensors.get(part.tensor)
-            if tensor is None:
-                raise PlanError(f"{self.label or 'An edit'}: the module has no tensor {part.tensor!r}.")
-            check_slice(part)
-            if part.dim >= tensor.dim() or tensor.shape[part.dim] != part.size:
-                raise PlanError(
-                    f"{part.tensor!r} has shape {tuple(tensor.shape)}; the edit expects {part.size} entries along "
-                    f"dimension {part.dim}. The module is not the one that this Plan was made for."
-                )
-            if (id(tensor), part.dim) in seen:
-                raise PlanError(f"{part.tensor!r} is cut twice along dimension {part.dim} in one edit.")
-            seen.add((id(tensor), part.dim))
-        for change in self.attributes:
-            _check_attribute(module, change)
+        """Refuse tensors that do not exist or have another size, and attributes that differ."""
+        _check_tensors(module, self.label, [(part, part.size) for part in self.slices])
+        _check_attributes(module, [(change, change.before) for change in self.attributes])
 
     def apply(self, module: nn.Module) -> RegrowIndices:
         """Swap each tensor for its kept part (a new Parameter, no gradient) and set the attributes."""
@@ -179,13 +209,9 @@ class RegrowIndices:
         return self.of.touched
 
     def check(self, module: nn.Module) -> None:
-        """Refuse a module whose tensors are not as the edit left them."""
-        tensors = named_tensors(module)
-        for part in self.of.slices:
-            tensor = tensors.get(part.tensor)
-            if tensor is None or tensor.dim() <= part.dim or tensor.shape[part.dim] != part.kept.numel():
-                shape = None if tensor is None else tuple(tensor.shape)
-                raise PlanError(f"Cannot undo {self.of.label!r}: {part.tensor!r} has shape {shape}.")
+        """Refuse a module whose tensors or attributes are not as the edit left them."""
+        _check_tensors(module, self.label, [(part, part.kept.numel()) for part in self.of.slices])
+        _check_attributes(module, [(change, change.after) for change in self.of.attributes])
 
     def apply(self, module: nn.Module) -> KeepIndices:
         """Grow the tensors again; returns the edit that cuts them."""
@@ -205,98 +231,6 @@ class RegrowIndices:
         return tensor
 
 
-@dataclass(frozen=True)
-class ReplaceModule:
-    """The module at ``module`` replaced by what ``spec`` describes, with zero weights (norms at their identity).
-
-    Whoever decides the edit fills the weights in; a file brings its own. The original is kept by the inverse, outside the tree.
-
-    >>> net = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
-    >>> factored = {"type": "Sequential", "children": [
-    ...     ["0", {"type": "Linear", "arguments": {"in_features": 8, "out_features": 2, "bias": False}}],
-    ...     ["1", {"type": "Linear", "arguments": {"in_features": 2, "out_features": 8}}]]}
-    >>> inverse = ReplaceModule("0", factored).apply(net)
-    >>> [tuple(p.shape) for p in net[0].parameters()]
-    [(2, 8), (8, 2), (8,)]
-    >>> _ = inverse.apply(net)
-    >>> net[0]
-    Linear(in_features=8, out_features=8, bias=True)
-    """
-
-    module: str
-    spec: ModuleSpec
-    label: str = ""
-    kind: ClassVar[str] = "replace"
-
-    @property
-    def touched(self) -> frozenset[str]:
-        """The replaced module's name with a star: everything below it."""
-        return frozenset({f"{self.module}.*"})
-
-    def check(self, module: nn.Module) -> None:
-        """Refuse a place that does not exist and a spec outside the closed set."""
-        check_spec(self.spec)
-        _get_submodule(module, self.module)
-        if not self.module:
-            raise PlanError("The root module itself cannot be replaced.")
-
-    def apply(self, module: nn.Module) -> RestoreModule:
-        """Put the new module in; returns the inverse, which holds the original."""
-        self.check(module)
-        original = module.get_submodule(self.module)
-        anchor = next(iter([*original.parameters(), *module.parameters()]), torch.empty(0))
-        replacement = build_module(self.spec, device=anchor.device, dtype=anchor.dtype)
-        replacement.train(original.training)
-        module.set_submodule(self.module, replacement)
-        return RestoreModule(self, original)
-
-    def carry(self, name: str, tensor: Tensor) -> Tensor:
-        """Nothing carries over: the tensors below the replaced module are new."""
-        return tensor
-
-
-@dataclass(frozen=True, eq=False)
-class RestoreModule:
-    """The inverse of :class:`ReplaceModule`: puts the kept original back."""
-
-    of: ReplaceModule
-    original: nn.Module | None
-
-    @property
-    def label(self) -> str:
-        """What is taken back."""
-        return f"undo: {self.of.label}"
-
-    @property
-    def touched(self) -> frozenset[str]:
-        """The replaced module's name with a star."""
-        return self.of.touched
-
-    def check(self, module: nn.Module) -> None:
-        """Refuse a module that lost the place."""
-        _get_submodule(module, self.of.module)
-        if self.original is None:
-            raise PlanError(
-                f"{self.of.module!r}: nobody kept the original module. Load the checkpoint into a fresh network."
-            )
-
-    def apply(self, module: nn.Module) -> ReplaceModule:
-        """Put the original back where it was."""
-        self.check(module)
-        assert self.original is not None
-        replaced = module.get_submodule(self.of.module)
-        anchor = next(replaced.parameters(), None)
-        if anchor is not None:
-            self.original.to(anchor.device)
-        self.original.train(replaced.training)
-        module.set_submodule(self.of.module, self.original)
-        return self.of
-
-    def carry(self, name: str, tensor: Tensor) -> Tensor:
-        """Nothing carries over."""
-        return tensor
-
-
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by every name they have; a tied tensor appears under each.
 
@@ -308,56 +242,73 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def check_slice(part: Slice) -> None:
-    """Refuse indices that are not a strictly increasing, non-empty selection of ``range(part.size)``."""
-    kept = part.kept
-    if kept.dim() != 1 or kept.dtype != torch.int64:
-        raise PlanError(
-            f"{part.tensor!r}: kept indices must be a vector of int64, not {kept.dtype} of {tuple(kept.shape)}."
-        )
-    if kept.numel() == 0:
-        raise PlanError(f"{part.tensor!r} would be left with nothing along dimension {part.dim} (of {part.size}).")
-    rising = bool((kept[1:] > kept[:-1]).all())
-    if not rising or int(kept[0]) < 0 or int(kept[-1]) >= part.size:
-        raise PlanError(f"{part.tensor!r}: kept indices must rise strictly within 0..{part.size - 1}.")
+def first_names(module: nn.Module) -> dict[int, str]:
+    """The name by which an edit calls each tensor, by the tensor's ``id``."""
+    names: dict[int, str] = {}
+    for name, tensor in named_tensors(module).items():
+        names.setdefault(id(tensor), name)
+    return names
 
 
-def _check_attribute(module: nn.Module, change: Attribute) -> None:
-    owner = _get_submodule(module, change.module)
-    if change.name not in ATTRIBUTES:
-        raise PlanError(f"{change.module!r}: an edit may not set the attribute {change.name!r}.")
-    value = getattr(owner, change.name, None)
-    if value != change.before:
-        raise PlanError(f"{change.module!r} has {change.name}={value!r}; the edit expects {change.before!r}.")
+def find_module(module: nn.Module, name: str) -> nn.Module:
+    """The submodule called ``name``; looks nowhere but in the tree (``get_submodule`` runs a user's properties)."""
+    found = dict(module.named_modules(remove_duplicate=False)).get(name)
+    if found is None:
+        raise PlanError(f"The module has no submodule {name!r}.")
+    return found
 
 
-def _get_submodule(module: nn.Module, name: str) -> nn.Module:
-    try:
-        return module.get_submodule(name)
-    except AttributeError as error:
-        raise PlanError(f"The module has no submodule {name!r}.") from error
+def _refuse_twins(pairs: Iterable[tuple[str, Any]], what: str) -> None:
+    seen: set[tuple[str, Any]] = set()
+    for pair in pairs:
+        if pair in seen:
+            raise PlanError(f"{pair[0]!r} {what} {pair[1]} in one edit.")
+        seen.add(pair)
 
 
-def _owners(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
-    for path, owner in module.named_modules():
-        prefix = f"{path}." if path else ""
-        for key, tensor in [*owner._parameters.items(), *owner._buffers.items()]:
-            if tensor is not None:
-                yield f"{prefix}{key}", owner, key, tensor
+def _check_tensors(module: nn.Module, label: str, sizes: Iterable[tuple[Slice, int]]) -> None:
+    tensors, first = named_tensors(module), first_names(module)
+    for part, size in sizes:
+        tensor = tensors.get(part.tensor)
+        if tensor is None:
+            raise PlanError(f"{label or 'An edit'}: the module has no tensor {part.tensor!r}.")
+        if first[id(tensor)] != part.tensor:
+            raise PlanError(f"{part.tensor!r} is the same tensor as {first[id(tensor)]!r}: call it that.")
+        if part.dim >= tensor.dim() or tensor.shape[part.dim] != size:
+            raise PlanError(
+                f"{label or 'An edit'}: {part.tensor!r} has shape {tuple(tensor.shape)}; {size} entries are expected "
+                f"along dimension {part.dim}. The module is not the one that this Plan was made for."
+            )
+
+
+def _check_attributes(module: nn.Module, values: Iterable[tuple[Attribute, AttributeValue]]) -> None:
+    modules = dict(module.named_modules(remove_duplicate=False))
+    for change, value in values:
+        if change.module not in modules:
+            raise PlanError(f"The module has no submodule {change.module!r}.")
+        present = getattr(modules[change.module], change.name, None)
+        if present != value:
+            raise PlanError(f"{change.module!r} has {change.name}={present!r}; the edit expects {value!r}.")
 
 
 @torch.no_grad()
 def _swap_tensors(module: nn.Module, edit: KeepIndices | RegrowIndices) -> None:
     """Replace every touched tensor, under all the names it has, by its carried version."""
-    owners = list(_owners(module))
-    canonical = {id(tensor): name for name, _, _, tensor in owners if name in edit.touched}
-    swapped: dict[int, Tensor] = {}
-    for _, owner, key, tensor in owners:
-        name = canonical.get(id(tensor))
-        if name is None:
-            continue
-        if id(tensor) not in swapped:
-            new = edit.carry(name, tensor.detach()).contiguous()
-            parameter = isinstance(tensor, nn.Parameter)
-            swapped[id(tensor)] = nn.Parameter(new, requires_grad=tensor.requires_grad) if parameter else new
-        setattr(owner, key, swapped[id(tensor)])
+    names, new = first_names(module), dict[str, Tensor]()
+    places = []
+    for owner in module.modules():
+        for key, tensor in [*owner._parameters.items(), *owner._buffers.items()]:
+            name = names.get(id(tensor), "")
+            if tensor is not None and name in edit.touched:
+                new[name] = new[name] if name in new else _like(tensor, edit.carry(name, tensor.detach()))
+                places.append((owner, key, name))
+    for owner, key, name in places:
+        setattr(owner, key, new[name])
+
+
+def _like(old: Tensor, values: Tensor) -> Tensor:
+    """``values`` as a Parameter or a buffer, as ``old`` is one, with what users have set on it."""
+    values = values.contiguous()
+    new = nn.Parameter(values, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else values
+    vars(new).update(vars(old))
+    return new

@@ -5,12 +5,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import nn
 
 from lightning_compress.errors import PlanError
-from lightning_compress.plan.edits import Edit, KeepIndices, RegrowIndices, ReplaceModule, RestoreModule
+from lightning_compress.plan.edits import Edit, KeepIndices, RegrowIndices, ReplaceModule, RestoreModule, tensor_places
 from lightning_compress.plan.journal import Journal
 
 
@@ -19,6 +19,14 @@ class Follower(Protocol):
 
     def follow(self, edit: Edit) -> None:
         """The module has just been changed by ``edit`` (which may be an inverse); reshape what you keep with ``edit.carry``."""
+
+
+@runtime_checkable
+class CheckingFollower(Follower, Protocol):
+    """A follower that cannot follow every edit, and says so before anything is touched."""
+
+    def check(self, edit: Edit) -> None:
+        """Raise if ``edit`` cannot be followed."""
 
 
 _RECORDS: weakref.WeakKeyDictionary[nn.Module, Record] = weakref.WeakKeyDictionary()
@@ -61,19 +69,16 @@ class Record:
         Raises:
             PlanError: the edit does not fit; nothing was touched.
         """
-        inverse = edit.apply(self.module)
-        self._tell(edit, inverse)
+        self._inverses.append(self._make(edit))
         self.edits.append(edit)
-        self._inverses.append(inverse)
 
     def undo(self) -> None:
         """Take the last edit back; entries that come back are zeros, to be loaded by the caller."""
         if not self._inverses:
             raise PlanError("There is no edit to undo.")
-        edit = self._inverses[-1].apply(self.module)
-        self._tell(self._inverses[-1], edit)
-        self.edits.pop()
+        self._make(self._inverses[-1])
         self._inverses.pop()
+        self.edits.pop()
 
     def declare(self, edits: Sequence[KeepIndices | ReplaceModule]) -> None:
         """Write down edits that the module has undergone elsewhere; a replaced module among them cannot come back."""
@@ -82,7 +87,14 @@ class Record:
         self.edits = list(edits)
         self._inverses = [RegrowIndices(e) if isinstance(e, KeepIndices) else RestoreModule(e, None) for e in edits]
 
-    def _tell(self, edit: Edit, inverse: Edit) -> None:
+    def _make(self, edit: Edit) -> Edit:
+        """Check with everybody, change the module, tell the followers; returns the inverse."""
+        edit.check(self.module)
+        for follower in self.followers:
+            if isinstance(follower, CheckingFollower):
+                follower.check(edit)
+        places = list(tensor_places(self.module))
+        inverse = edit.apply(self.module)
         done: list[Follower] = []
         try:
             for follower in self.followers:
@@ -90,9 +102,12 @@ class Record:
                 done.append(follower)
         except Exception:
             inverse.apply(self.module)
+            for _, owner, key, tensor in places:
+                setattr(owner, key, tensor)
             for follower in done:
                 follower.follow(inverse)
             raise
+        return inverse
 
 
 def find_record(module: nn.Module) -> Record | None:

@@ -1,9 +1,12 @@
-"""Specs of replacement modules: closed trees of ``torch.nn`` modules, so that a file can describe a layer but run nothing."""
+"""Specs of replacement modules: closed trees of ``torch.nn`` modules; a file can describe a layer, but run nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from math import isfinite
+from reprlib import repr as short
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -13,40 +16,95 @@ from lightning_compress.errors import PlanError, did_you_mean
 ModuleSpec: TypeAlias = Mapping[str, Any]
 """``{"type": name, "arguments": {...}}`` or ``{"type": "Sequential", "children": [[name, spec], ...]}``."""
 
-MAX_DEPTH, MAX_MODULES, MAX_SIZE = 8, 1_000, 2**31
+MAX_DEPTH, MAX_MODULES, MAX_SIZE, MAX_NAME = 8, 1_000, 2**26, 1_000
 
-_CONVOLUTION = frozenset(
-    ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias", "padding_mode"]
-)
-_NORM = frozenset(["num_features", "eps", "momentum", "affine", "track_running_stats"])
-_LEAVES: dict[str, tuple[type[nn.Module], frozenset[str]]] = {
-    "Linear": (nn.Linear, frozenset({"in_features", "out_features", "bias"})),
+
+class Extent(NamedTuple):
+    """How large a spec is: its modules, and the numbers in their parameters and buffers."""
+
+    modules: int
+    elements: int
+
+
+def _size(value: object) -> bool:
+    return type(value) is int and 1 <= value < MAX_SIZE
+
+
+def _sizes(value: object) -> bool:
+    return all(map(_size, value)) and len(value) <= 3 if isinstance(value, list | tuple) else _size(value)
+
+
+def _padding(value: object) -> bool:
+    values = value if isinstance(value, list | tuple) else [value]
+    return value in ("same", "valid") or (len(values) <= 3 and all(each == 0 or _size(each) for each in values))
+
+
+def _dimension(value: object) -> bool:
+    return type(value) is int and -8 <= value < 8
+
+
+def _flag(value: object) -> bool:
+    return type(value) is bool
+
+
+def _number(value: object) -> bool:
+    return value is None or (type(value) in (int, float) and isfinite(value))  # type: ignore[arg-type]
+
+
+def _border(value: object) -> bool:
+    return value in ("zeros", "reflect", "replicate", "circular")
+
+
+_Arguments: TypeAlias = Mapping[str, Callable[[object], bool]]
+_LINEAR: _Arguments = {"in_features": _size, "out_features": _size, "bias": _flag}
+_CONVOLUTION: _Arguments = {
+    **dict.fromkeys(["in_channels", "out_channels", "groups"], _size),
+    **dict.fromkeys(["kernel_size", "stride", "dilation"], _sizes),
+    "padding": _padding,
+    "bias": _flag,
+    "padding_mode": _border,
+}
+_NORM: _Arguments = {
+    "num_features": _size,
+    **dict.fromkeys(["eps", "momentum"], _number),
+    **dict.fromkeys(["affine", "track_running_stats"], _flag),
+}
+_LEAVES: dict[str, tuple[type[nn.Module], _Arguments]] = {
+    "Linear": (nn.Linear, _LINEAR),
     "Conv1d": (nn.Conv1d, _CONVOLUTION),
     "Conv2d": (nn.Conv2d, _CONVOLUTION),
     "Conv3d": (nn.Conv3d, _CONVOLUTION),
     "BatchNorm1d": (nn.BatchNorm1d, _NORM),
     "BatchNorm2d": (nn.BatchNorm2d, _NORM),
     "BatchNorm3d": (nn.BatchNorm3d, _NORM),
-    "Identity": (nn.Identity, frozenset()),
-    "ReLU": (nn.ReLU, frozenset()),
-    "Flatten": (nn.Flatten, frozenset({"start_dim", "end_dim"})),
+    "Identity": (nn.Identity, {}),
+    "ReLU": (nn.ReLU, {}),
+    "Flatten": (nn.Flatten, {"start_dim": _dimension, "end_dim": _dimension}),
 }
-_PADDING_WORDS = frozenset({"zeros", "reflect", "replicate", "circular", "same", "valid"})
 
 
-def check_spec(spec: ModuleSpec) -> None:
+def check_spec(spec: ModuleSpec) -> Extent:
     """Refuse unknown types and arguments, values that are no bounded primitives, and trees too deep or too large.
 
+    Returns:
+        How large the module is that :func:`build_module` would build.
+
     Raises:
-        PlanError: the spec is not one that :func:`build_module` would build.
+        PlanError: :func:`build_module` would not build it.
 
     >>> check_spec({"type": "Linear", "arguments": {"in_features": 4, "out_features": 2}})
+    Extent(modules=1, elements=10)
     >>> check_spec({"type": "Linnear"})
     Traceback (most recent call last):
     lightning_compress.errors.PlanError: No module type 'Linnear' in a spec. Did you mean 'Linear'? Known: ...
     """
-    if _count(spec, depth=0) > MAX_MODULES:
-        raise PlanError(f"A module spec has more than {MAX_MODULES} modules.")
+    modules = 0
+    for _ in _checked(spec, depth=0):
+        modules += 1
+        if modules > MAX_MODULES:
+            raise PlanError(f"A module spec has more than {MAX_MODULES} modules.")
+    skeleton = _skeleton(spec)
+    return Extent(modules, sum(tensor.numel() for tensor in [*skeleton.parameters(), *skeleton.buffers()]))
 
 
 def build_module(
@@ -54,16 +112,14 @@ def build_module(
 ) -> nn.Module:
     """The module that ``spec`` describes: weights zero, norms at their identity; draws no random numbers.
 
+    Raises:
+        PlanError: see :func:`check_spec`.
+
     >>> build_module({"type": "Conv2d", "arguments": {"in_channels": 3, "out_channels": 8, "kernel_size": [1, 1]}})
     Conv2d(3, 8, kernel_size=(1, 1), stride=(1, 1))
     """
     check_spec(spec)
-    with torch.device("meta"):
-        module = _build(spec)
-    elements = sum(tensor.numel() for tensor in module.parameters())
-    if elements > MAX_SIZE:
-        raise PlanError(f"A module spec asks for {elements:,} parameters; at most {MAX_SIZE:,} are allowed.")
-    module = module.to(dtype).to_empty(device=device)
+    module = _skeleton(spec).to(dtype).to_empty(device=device)
     with torch.no_grad():
         for tensor in [*module.parameters(), *module.buffers()]:
             tensor.zero_()
@@ -71,6 +127,27 @@ def build_module(
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.reset_parameters()
     return module
+
+
+def plain(spec: Any) -> Any:
+    """A copy of a checked spec in dictionaries and lists alone, as JSON would give it back.
+
+    >>> plain({"type": "Conv2d", "arguments": {"kernel_size": (3, 3)}})
+    {'type': 'Conv2d', 'arguments': {'kernel_size': [3, 3]}}
+    """
+    if isinstance(spec, Mapping):
+        return {key: plain(value) for key, value in spec.items()}
+    return [plain(value) for value in spec] if isinstance(spec, list | tuple) else spec
+
+
+def _skeleton(spec: ModuleSpec) -> nn.Module:
+    """The module on the meta device, where even a huge one costs nothing."""
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _build(spec)
+    except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise PlanError(f"The spec {short(spec)} cannot be built: {error}") from error
 
 
 def _build(spec: ModuleSpec) -> nn.Module:
@@ -86,49 +163,47 @@ def _build(spec: ModuleSpec) -> nn.Module:
     return kind(**arguments)
 
 
-def _count(spec: object, depth: int) -> int:
+def _checked(spec: object, depth: int) -> Iterator[None]:
+    """One item for each module in turn, so that whoever counts them can stop."""
     if not isinstance(spec, Mapping) or depth > MAX_DEPTH:
         raise PlanError(
             f"A module spec is a mapping with a 'type', nested at most {MAX_DEPTH} deep; got {type(spec).__name__}."
         )
-    kind = spec.get("type")
-    if kind == "Sequential":
-        return _count_children(spec, depth)
-    if not isinstance(kind, str) or kind not in _LEAVES:
-        raise PlanError(f"No module type {kind!r} in a spec. {did_you_mean(str(kind), [*_LEAVES, 'Sequential'])}")
-    arguments = spec.get("arguments", {})
+    yield
+    if spec.get("type") == "Sequential":
+        for child in _children(spec):
+            yield from _checked(child, depth + 1)
+    else:
+        _check_leaf(spec)
+
+
+def _check_leaf(spec: ModuleSpec) -> None:
+    kind, arguments = spec.get("type"), spec.get("arguments", {})
+    if not _is_name(kind) or kind not in _LEAVES:
+        hint = did_you_mean(kind, [*_LEAVES, "Sequential"]) if _is_name(kind) else ""
+        raise PlanError(f"No module type {short(kind)} in a spec. {hint}")
     if not isinstance(arguments, Mapping) or not set(spec) <= {"type", "arguments"}:
-        raise PlanError(f"The spec of a {kind} has the keys 'type' and 'arguments' only, not {sorted(map(str, spec))}.")
+        raise PlanError(f"The spec of a {kind} has the keys 'type' and 'arguments' only, not {short(list(spec))}.")
+    known = _LEAVES[kind][1]
     for name, value in arguments.items():
-        if name not in _LEAVES[kind][1]:
-            raise PlanError(f"{kind} takes no argument {name!r} in a spec. {did_you_mean(str(name), _LEAVES[kind][1])}")
-        if not _bounded(value):
-            raise PlanError(f"{kind}: {name}={value!r} is not a bounded primitive.")
-    return 1
+        if not _is_name(name) or name not in known:
+            hint = did_you_mean(name, known) if _is_name(name) else ""
+            raise PlanError(f"{kind} takes no argument {short(name)} in a spec. {hint}")
+        if not known[name](value):
+            raise PlanError(f"{kind}: {name}={short(value)} is not a bounded value of the right type.")
 
 
-def _count_children(spec: ModuleSpec, depth: int) -> int:
-    children = spec.get("children")
-    if set(spec) != {"type", "children"} or not isinstance(children, Sequence) or len(children) > MAX_MODULES:
+def _children(spec: ModuleSpec) -> list[object]:
+    pairs = spec.get("children")
+    if set(spec) != {"type", "children"} or not isinstance(pairs, list | tuple) or len(pairs) > MAX_MODULES:
         raise PlanError(f"The spec of a Sequential has 'children': at most {MAX_MODULES} pairs of a name and a spec.")
-    total = 1
-    for pair in children:
-        named = isinstance(pair, Sequence) and len(pair) == 2 and isinstance(pair[0], str)
-        if not named or not pair[0].replace("_", "a").isalnum():
-            raise PlanError("A child in a Sequential's spec is a pair of an identifier or number and a spec.")
-        total += _count(pair[1], depth + 1)
-    return total
+    names = [pair[0] for pair in pairs if isinstance(pair, list | tuple) and len(pair) == 2 and _is_name(pair[0])]
+    if len(names) != len(pairs) or not all(name.replace("_", "a").isalnum() for name in names):
+        raise PlanError("A child in a Sequential's spec is a pair of an identifier or number and a spec.")
+    if len(set(names)) != len(names):
+        raise PlanError(f"The children in a Sequential's spec have a name twice: {short(names)}.")
+    return [pair[1] for pair in pairs]
 
 
-def _bounded(value: object) -> bool:
-    if isinstance(value, bool) or value is None:
-        return True
-    if isinstance(value, int):
-        return 0 <= value < MAX_SIZE
-    if isinstance(value, float):
-        return value == value and abs(value) < MAX_SIZE
-    if isinstance(value, str):
-        return value in _PADDING_WORDS
-    return (
-        isinstance(value, list | tuple) and len(value) <= 3 and all(isinstance(v, int) and _bounded(v) for v in value)
-    )
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_NAME

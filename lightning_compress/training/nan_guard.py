@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -18,7 +17,7 @@ class NonFiniteError(CompressionError):
 
 
 class NaNGuard(Callback):
-    """Looks at the loss after every step and at the weights before every validation and save.
+    """Looks at the loss before every backward and at the weights before every validation and save.
 
     Lightning trains on with NaN, in silence, and overwrites the last checkpoint with it. This guard raises :class:`NonFiniteError` with
     epoch, batch and layer instead; what was saved before stays.
@@ -32,15 +31,11 @@ class NaNGuard(Callback):
             raise CompressionError(f"NaNGuard(every_n_steps={every_n_steps}): at least 1 is needed.")
         self.every_n_steps = every_n_steps
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Look at the loss."""
-        if batch_idx % self.every_n_steps:
-            return
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if isinstance(loss, Tensor) and not bool(torch.isfinite(loss).all()):
-            self._stop(trainer, pl_module, f"The loss is {loss.detach().flatten()[0].item()}", batch_idx)
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        """Look at the loss, before it reaches a single weight."""
+        batch = trainer.fit_loop.batch_idx
+        if batch % self.every_n_steps == 0 and not bool(torch.isfinite(loss).all()):
+            self._stop(trainer, pl_module, f"The loss is {loss.detach().flatten()[0].item()}", batch)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Look at the weights."""

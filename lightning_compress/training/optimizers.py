@@ -29,28 +29,32 @@ class OptimizerBinding:
         self._optimizers = list(optimizers)
         self._names = _names_of(module)
 
-    def follow(self, edit: Edit) -> None:
-        """Put the module's present parameters where the former ones were; cut their state as ``edit`` cut them.
+    def check(self, edit: Edit) -> None:
+        """Refuse an edit that some optimizer's state cannot follow.
 
         Raises:
-            CompressionError: state that is not shaped like its parameter (a factored second moment); nothing is changed.
+            CompressionError: state that is not shaped like its parameter (a factored second moment).
         """
-        former, self_names = self._names, _names_of(self._module)
-        present = {name: parameter for parameter, names in self_names.items() for name in names}
-        successors = {old: _successor(old, names, present) for old, names in former.items()}
-        added = [
-            parameter
-            for parameter in self_names
-            if parameter not in former and parameter not in set(successors.values())
-        ]
-        carried = [self._carried(optimizer, edit, former, successors) for optimizer in self._optimizers]
-        for optimizer, states in zip(self._optimizers, carried, strict=True):
+        for parameter, names in self._names.items():
+            if not edit.touched.isdisjoint(names):
+                for optimizer in self._optimizers:
+                    _check_state(optimizer, names[0], parameter)
+
+    def follow(self, edit: Edit) -> None:
+        """Put the module's present parameters where the former ones were; cut their state as ``edit`` cut them."""
+        former, self._names = self._names, _names_of(self._module)
+        present = {name: parameter for parameter, names in self._names.items() for name in names}
+        successors = {old: _successor(names, present) for old, names in former.items()}
+        added = [parameter for parameter in self._names if parameter not in {*former, *successors.values()}]
+        for optimizer in self._optimizers:
             _replace_in_groups(optimizer, successors, added)
-            for old, state in states:
-                optimizer.state.pop(old, None)
-                if (new := successors[old]) is not None:
-                    optimizer.state[new] = state
-        self._names = self_names
+            for old, names in former.items():
+                new = successors[old]
+                if new is not old and old in optimizer.state:
+                    name = next((name for name in names if name in edit.touched), names[0])
+                    state = optimizer.state.pop(old)
+                    if new is not None:
+                        optimizer.state[new] = _carry_state(edit, name, old, state)
 
     def get_state(self) -> OptimizerState:
         """Copies of what the optimizers keep, by parameter name; learning rates and schedules are not part of it."""
@@ -71,23 +75,6 @@ class OptimizerBinding:
                         for key, value in kept.items()
                     }
 
-    @staticmethod
-    def _carried(
-        optimizer: Optimizer,
-        edit: Edit,
-        former: Mapping[nn.Parameter, list[str]],
-        successors: Mapping[nn.Parameter, nn.Parameter | None],
-    ) -> list[tuple[nn.Parameter, dict[str, Any]]]:
-        result = []
-        for old, names in former.items():
-            new = successors[old]
-            if new is old or old not in optimizer.state:
-                continue
-            name = next((name for name in names if name in edit.touched), names[0])
-            state = {} if new is None else _carry_state(optimizer, edit, name, old, optimizer.state[old])
-            result.append((old, state))
-        return result
-
 
 def _names_of(module: nn.Module) -> dict[nn.Parameter, list[str]]:
     names: dict[nn.Parameter, list[str]] = {}
@@ -96,25 +83,25 @@ def _names_of(module: nn.Module) -> dict[nn.Parameter, list[str]]:
     return names
 
 
-def _successor(old: nn.Parameter, names: list[str], present: Mapping[str, nn.Parameter]) -> nn.Parameter | None:
+def _successor(names: list[str], present: Mapping[str, nn.Parameter]) -> nn.Parameter | None:
     return next((present[name] for name in names if name in present), None)
 
 
-def _carry_state(
-    optimizer: Optimizer, edit: Edit, name: str, old: nn.Parameter, state: dict[str, Any]
-) -> dict[str, Any]:
-    carried = {}
-    for key, value in state.items():
-        if not isinstance(value, Tensor) or value.dim() == 0 or value.numel() == 1 != old.numel():
-            carried[key] = value
-        elif value.shape == old.shape:
-            carried[key] = edit.carry(name, value)
-        else:
+def _check_state(optimizer: Optimizer, name: str, parameter: nn.Parameter) -> None:
+    for key, value in optimizer.state.get(parameter, {}).items():
+        if isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameter.shape:
             raise CompressionError(
-                f"{name!r} cannot shrink under {type(optimizer).__name__}: its state {key!r} has shape {tuple(value.shape)}, the "
-                f"parameter {tuple(old.shape)}. Use an optimizer whose state is shaped like its parameters (Adam, SGD), or exclude it."
+                f"{name!r} cannot shrink under {type(optimizer).__name__}: its state {key!r} has shape "
+                f"{tuple(value.shape)}, the parameter {tuple(parameter.shape)}. Use an optimizer whose state is shaped like "
+                "its parameters (Adam, SGD), or exclude the layer."
             )
-    return carried
+
+
+def _carry_state(edit: Edit, name: str, old: nn.Parameter, state: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: edit.carry(name, value) if isinstance(value, Tensor) and value.shape == old.shape else value
+        for key, value in state.items()
+    }
 
 
 def _replace_in_groups(

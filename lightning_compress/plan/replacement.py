@@ -1,0 +1,127 @@
+"""Modules replaced by what a spec describes, and put back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.errors import PlanError
+from lightning_compress.plan.edits import find_module
+from lightning_compress.plan.specs import Extent, ModuleSpec, build_module, check_spec, plain
+
+
+@dataclass(frozen=True)
+class ReplaceModule:
+    """The module at ``module`` replaced by what ``spec`` describes, with zero weights (norms at their identity).
+
+    Whoever decides the edit fills the weights in; a file brings its own. The original is kept by the inverse, outside
+    the tree. A module that stands in several places is replaced in all of them.
+
+    Attributes:
+        module: dotted name.
+        spec: a copy of it in dictionaries and lists.
+        label: the edit in a few words.
+        extent: how large the replacement is.
+
+    Raises:
+        PlanError: the root itself, or a spec outside the closed set.
+
+    >>> net = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+    >>> factored = {"type": "Sequential", "children": [
+    ...     ["0", {"type": "Linear", "arguments": {"in_features": 8, "out_features": 2, "bias": False}}],
+    ...     ["1", {"type": "Linear", "arguments": {"in_features": 2, "out_features": 8}}]]}
+    >>> inverse = ReplaceModule("0", factored).apply(net)
+    >>> [tuple(p.shape) for p in net[0].parameters()]
+    [(2, 8), (8, 2), (8,)]
+    >>> _ = inverse.apply(net)
+    >>> net[0]
+    Linear(in_features=8, out_features=8, bias=True)
+    """
+
+    module: str
+    spec: ModuleSpec
+    label: str = ""
+    extent: Extent = field(init=False, repr=False, compare=False)
+    kind: ClassVar[str] = "replace"
+
+    def __post_init__(self) -> None:
+        if not self.module:
+            raise PlanError("The root module itself cannot be replaced.")
+        object.__setattr__(self, "extent", check_spec(self.spec))
+        object.__setattr__(self, "spec", plain(self.spec))
+
+    @property
+    def touched(self) -> frozenset[str]:
+        """The replaced module's name with a star: everything below it."""
+        return frozenset({f"{self.module}.*"})
+
+    def check(self, module: nn.Module) -> None:
+        """Refuse a place that does not exist."""
+        find_module(module, self.module)
+
+    def apply(self, module: nn.Module) -> RestoreModule:
+        """Put the new module in; returns the inverse, which holds the original."""
+        original = find_module(module, self.module)
+        tensors = chain(original.parameters(), module.parameters())
+        anchor = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
+        replacement = build_module(self.spec, device=anchor.device, dtype=anchor.dtype)
+        _put(module, original, replacement)
+        return RestoreModule(self, original)
+
+    def carry(self, name: str, tensor: Tensor) -> Tensor:
+        """Nothing carries over: the tensors below the replaced module are new."""
+        return tensor
+
+
+@dataclass(frozen=True, eq=False)
+class RestoreModule:
+    """The inverse of :class:`ReplaceModule`: puts the kept original back."""
+
+    of: ReplaceModule
+    original: nn.Module | None
+
+    @property
+    def label(self) -> str:
+        """What is taken back."""
+        return f"undo: {self.of.label}"
+
+    @property
+    def touched(self) -> frozenset[str]:
+        """The replaced module's name with a star."""
+        return self.of.touched
+
+    def check(self, module: nn.Module) -> None:
+        """Refuse a module that lost the place, and an original that nobody kept."""
+        find_module(module, self.of.module)
+        if self.original is None:
+            raise PlanError(
+                f"{self.of.module!r}: nobody kept the original module. Load the checkpoint into a fresh network."
+            )
+
+    def apply(self, module: nn.Module) -> ReplaceModule:
+        """Put the original back where it was, on the network's present device."""
+        self.check(module)
+        assert self.original is not None
+        replaced = find_module(module, self.of.module)
+        anchor = next(chain(replaced.parameters(), module.parameters()), None)
+        if anchor is not None:
+            self.original.to(anchor.device)
+        _put(module, replaced, self.original)
+        return self.of
+
+    def carry(self, name: str, tensor: Tensor) -> Tensor:
+        """Nothing carries over."""
+        return tensor
+
+
+def _put(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """``new`` in all the places of ``old``; trains or evaluates as that one did."""
+    if new.training != old.training:
+        new.train(old.training)
+    places = [(owner, key) for owner in root.modules() for key, child in owner._modules.items() if child is old]
+    for owner, key in places:
+        setattr(owner, key, new)
