@@ -11,7 +11,7 @@ from torch import nn
 
 import lightning_compress as lc
 
-FLOORS = {"errors": 0, "registry": 0, "plan": 1, "measure": 1, "surgery": 2, "training": 3, "pruning": 4, "zoo": 4}
+FLOORS = {"errors": 0, "registry": 0, "random_states": 0, "plan": 1, "measure": 1, "surgery": 2, "training": 3, "pruning": 4, "zoo": 4}
 FLOORS |= {"distillation": 4, "quantization": 4, "architecture": 4, "dynamic": 4, "artifact": 4, "report": 5, "export": 5, "app": 6}
 ROOMS = {"pruning", "distillation", "quantization", "architecture", "dynamic"}
 PACKAGE = Path(lc.__file__).parent

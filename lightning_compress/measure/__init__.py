@@ -1,6 +1,7 @@
 """What a network costs, counted and timed.
 
-The name is that of a function too: ``lightning_compress.measure(module, example_input)`` is :func:`measure` of this package.
+The name is that of a function too: ``lightning_compress.measure(module, example_input)`` is :func:`measure` of this
+package.
 """
 
 import sys

@@ -15,7 +15,6 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.measure.live_memory import LiveMemory
 from lightning_compress.measure.macs import PRODUCTS
 from lightning_compress.measure.replica import (
-    random_states_kept,
     replica,
     tensors_in,
     tensors_of,
@@ -23,6 +22,7 @@ from lightning_compress.measure.replica import (
     to_meta,
     to_own_storage,
 )
+from lightning_compress.random_states import isolated_random_states
 
 ExampleInput = Tensor | tuple[Any, ...] | dict[str, Any]
 
@@ -95,7 +95,7 @@ def _state_bytes(module: nn.Module) -> int:
 
 def _forward_cost(module: nn.Module, example_input: ExampleInput) -> tuple[int, int]:
     """MACs and peak bytes; on the meta device, or, where that fails, on a real copy."""
-    with random_states_kept(module):
+    with isolated_random_states():
         try:
             return _run(replica(module, to_meta), tensors_replaced(example_input, to_meta))
         except Exception:

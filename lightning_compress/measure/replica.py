@@ -1,12 +1,9 @@
 """Copies of a module to run in its place, so that the module itself is never touched."""
 
 import copy
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -75,16 +72,3 @@ def _uncompiled(module: nn.Module) -> nn.Module:
 def _replaced(tensor: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
     new = replace(tensor)
     return nn.Parameter(new, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
-
-
-@contextmanager
-def random_states_kept(module: nn.Module) -> Iterator[None]:
-    """Gives torch's, numpy's and Python's random states back as they were, also after an exception."""
-    devices = {tensor.device for tensor in tensors_of(module) if tensor.is_cuda}
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=sorted(devices, key=str)):
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)

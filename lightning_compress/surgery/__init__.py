@@ -5,13 +5,7 @@ from lightning_compress.surgery.dependencies import find_groups
 from lightning_compress.surgery.groups import Counted, Coupled, Group, Groups, merge
 from lightning_compress.surgery.input_statistics import InputStatistics
 from lightning_compress.surgery.statistics import StatisticsCollector, gather, group_zero_share
-from lightning_compress.surgery.tracing import (
-    TracingInput,
-    capture,
-    evaluation_mode,
-    isolated_random_states,
-    private_copy,
-)
+from lightning_compress.surgery.tracing import TracingInput, capture, evaluation_mode, private_copy
 from lightning_compress.surgery.verification import mask_removed_, verify_edit
 
 __all__ = [
@@ -28,7 +22,6 @@ __all__ = [
     "fold_batchnorm_",
     "gather",
     "group_zero_share",
-    "isolated_random_states",
     "mask_removed_",
     "merge",
     "private_copy",

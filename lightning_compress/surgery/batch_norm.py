@@ -11,15 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.random_states import isolated_random_states
 from lightning_compress.surgery.ports import CONVOLUTIONS
-from lightning_compress.surgery.tracing import (
-    TracingInput,
-    call_with_batch,
-    evaluation_mode,
-    float32,
-    isolated_random_states,
-    private_copy,
-)
+from lightning_compress.surgery.tracing import TracingInput, call_with_batch, evaluation_mode, float32, private_copy
 from lightning_compress.surgery.verification import accepted, difference, evaluate
 
 FOLDABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -62,9 +56,7 @@ def fold_batchnorm_(root: nn.Module, tracing: TracingInput | None = None) -> lis
 def _neighbours(root: nn.Module) -> list[Pair]:
     names = {module: name for name, module in root.named_modules()}
     chains = [module for module in root.modules() if isinstance(module, nn.Sequential)]
-    return [
-        (names[one], names[two]) for chain in chains for one, two in pairwise(chain) if isinstance(two, FOLDABLE)
-    ]
+    return [(names[one], names[two]) for chain in chains for one, two in pairwise(chain) if isinstance(two, FOLDABLE)]
 
 
 def _pairs_in_run(network: nn.Module, tracing: TracingInput) -> list[Pair]:

@@ -12,16 +12,10 @@ from torch import Tensor, nn
 
 from lightning_compress.errors import CompressionError, did_you_mean
 from lightning_compress.plan.edits import named_tensors
+from lightning_compress.random_states import isolated_random_states
 from lightning_compress.surgery.groups import Counted, Coupled, Group, Groups, merge
 from lightning_compress.surgery.ports import Port, is_layer, port
-from lightning_compress.surgery.tracing import (
-    TracingInput,
-    exact_arithmetic,
-    float32,
-    isolated_random_states,
-    private_copy,
-    tensors_in,
-)
+from lightning_compress.surgery.tracing import TracingInput, exact_arithmetic, float32, private_copy, tensors_in
 from lightning_compress.surgery.verification import accepted, verify_edit
 
 Axis = tuple[str, int | str]

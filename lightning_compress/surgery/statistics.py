@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from lightning_compress.errors import CompressionError, did_you_mean
 from lightning_compress.plan.edits import Edit, KeepIndices, RegrowIndices, Slice, named_tensors
+from lightning_compress.random_states import isolated_random_states
 from lightning_compress.surgery.groups import Group
 from lightning_compress.surgery.input_statistics import InputStatistics, layer_weight
 from lightning_compress.surgery.ports import CONVOLUTIONS, input_dim
-from lightning_compress.surgery.tracing import call_with_batch, evaluation_mode, isolated_random_states, tensors_in
+from lightning_compress.surgery.tracing import call_with_batch, evaluation_mode, tensors_in
 
 
 class _Observer:
@@ -109,9 +110,7 @@ class StatisticsCollector:
         together = torch.cat(sums)
         distributed.all_reduce(together)
         pieces = iter(torch.split(together, [part.numel() for part in sums]))
-        return {
-            name: own.with_parts([next(pieces) for _ in parts[name]]) for name, own in self.statistics.items()
-        }
+        return {name: own.with_parts([next(pieces) for _ in parts[name]]) for name, own in self.statistics.items()}
 
     def follow(self, edit: Edit) -> None:
         """Shrink with the network; statistics of features that come back, or of a replaced layer, start again."""

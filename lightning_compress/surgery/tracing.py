@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.random_states import isolated_random_states
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,28 +116,6 @@ def private_copy(root: nn.Module) -> nn.Module:
         if original is not None:  # made by torch.compile: the copy would run the compiled original
             module.forward = original.__call__
     return duplicate
-
-
-@contextmanager
-def isolated_random_states() -> Iterator[None]:
-    """The random states of torch (CPU and CUDA), numpy and Python are afterwards what they were, also on exceptions.
-
-    >>> before = torch.get_rng_state()
-    >>> with isolated_random_states():
-    ...     _ = torch.rand(3)
-    >>> torch.equal(before, torch.get_rng_state())
-    True
-    """
-    torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    try:
-        yield
-    finally:
-        torch.set_rng_state(torch_state)
-        if cuda_states:
-            torch.cuda.set_rng_state_all(cuda_states)
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
 
 
 @contextmanager

@@ -10,14 +10,8 @@ from torch import Tensor, nn
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.plan.edits import KeepIndices, named_tensors
-from lightning_compress.surgery.tracing import (
-    TracingInput,
-    evaluation_mode,
-    exact_arithmetic,
-    float32,
-    isolated_random_states,
-    private_copy,
-)
+from lightning_compress.random_states import isolated_random_states
+from lightning_compress.surgery.tracing import TracingInput, evaluation_mode, exact_arithmetic, float32, private_copy
 
 Item = TypeVar("Item")
 SHOWN = 6

@@ -14,8 +14,9 @@ from lightning.fabric.plugins import TorchCheckpointIO
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes into a temporary file in the target folder, flushes it to the disk, then renames.
 
-    Lightning writes elsewhere and moves: on a full disk the previous good checkpoint is gone, and a kill leaves large files in the
-    temporary folder. Here the former file stays until the new one is complete, and a failed write leaves nothing behind.
+    Lightning writes elsewhere and moves: on a full disk the previous good checkpoint is gone, and a kill leaves large
+    files in the temporary folder. Here the former file stays until the new one is complete, and a failed write leaves
+    nothing behind.
 
     >>> import lightning as L
     >>> trainer = L.Trainer(plugins=[AtomicCheckpointIO()], logger=False, enable_checkpointing=False)

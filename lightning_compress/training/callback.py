@@ -87,8 +87,8 @@ class CompressionCallback(Callback):
             )
         if self.edits_shape and private.returns_weights_to_another_process(trainer):
             raise CompressionError(
-                f"{self.state_key} changes shapes, and this strategy loads the trained weights into the main process's network, "
-                "which keeps the former shape. Run a script with strategy='ddp'."
+                f"{self.state_key} changes shapes, and this strategy loads the trained weights into the main process's "
+                "network, which keeps the former shape. Run a script with strategy='ddp'."
             )
         for callback in private.get_callbacks(trainer):
             self._refuse_callback(callback)
@@ -101,8 +101,8 @@ class CompressionCallback(Callback):
             )
         if self.edits_shape and isinstance(callback, WeightAveraging | StochasticWeightAveraging):
             raise CompressionError(
-                f"{self.state_key} changes shapes in mid-fit; {other} keeps an average of the former shape and would fail. "
-                f"Average in a fit after the cuts, or prune single weights (WeightPruning works with {other})."
+                f"{self.state_key} changes shapes in mid-fit; {other} keeps an average of the former shape and would "
+                f"fail. Average in a fit after the cuts, or prune single weights (WeightPruning works with {other})."
             )
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -115,7 +115,9 @@ class CompressionCallback(Callback):
         self._session = None
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """``trainer.save_checkpoint`` after the fit, when the Session is over: the Plan goes into the file all the same."""
+        """``trainer.save_checkpoint`` after the fit, when the Session is over: the Plan goes into the file all the
+        same.
+        """
         if self._session is None:
             self.amend_checkpoint(checkpoint)
             write_record(pl_module, checkpoint)
@@ -160,7 +162,9 @@ class CompressionCallback(Callback):
 
 
 class _CleanUp(Callback):
-    """Lightning calls no ``teardown`` when a fit raises: leaves the Session after the last checkpoint has been written."""
+    """Lightning calls no ``teardown`` when a fit raises: leaves the Session after the last checkpoint has been
+    written.
+    """
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         session = Session.find(pl_module)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import lightning as L
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.surgery import isolated_random_states
+from lightning_compress.random_states import isolated_random_states
 
 
 def evaluate_copy(trainer: L.Trainer, module: L.LightningModule) -> dict[str, float]:

@@ -135,8 +135,8 @@ class GradualCallback(CompressionCallback):
             self._horizon = horizon
         elif self._horizon != horizon:
             warnings.warn(
-                f"{self.state_key}: the schedule was made for {self._horizon:g} epochs and keeps to them, though this fit "
-                f"lasts {horizon:g}.",
+                f"{self.state_key}: the schedule was made for {self._horizon:g} epochs and keeps to them, though this "
+                f"fit lasts {horizon:g}.",
                 stacklevel=2,
             )
         self._targets = self.schedule.targets(self.final, horizon=self._horizon, max_step=self.max_step)
@@ -238,7 +238,10 @@ class GradualCallback(CompressionCallback):
         metrics = evaluate_copy(trainer, self.session.module)
         value = self.session.from_first(lambda: recovery.read(metrics))
         self._gate.reference = value
-        text = f"{self.state_key}: {recovery.monitor} is {value:.4g} before the first cut; recovered means within {recovery.tolerance:g}"
+        text = (
+            f"{self.state_key}: {recovery.monitor} is {value:.4g} before the first cut; "
+            f"recovered means within {recovery.tolerance:g}"
+        )
         self.session.write("decision", text, reference=value)
 
     def _confirm(self, reason: str, value: float) -> None:

@@ -21,6 +21,7 @@ class CheckpointHook:
         self.former = module.__dict__.get(name)
 
     def __call__(self, checkpoint: dict[str, Any]) -> None:
+        """Act before the user's own load hook, or after the user's own save hook."""
         if self.action is not None and self.name == "on_load_checkpoint":
             self.action(checkpoint)
         own = self.former or getattr(type(self.module), self.name).__get__(self.module)

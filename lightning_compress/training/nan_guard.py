@@ -19,8 +19,8 @@ class NonFiniteError(CompressionError):
 class NaNGuard(Callback):
     """Looks at the loss before every backward and at the weights before every validation and save.
 
-    Lightning trains on with NaN, in silence, and overwrites the last checkpoint with it. This guard raises :class:`NonFiniteError` with
-    epoch, batch and layer instead; what was saved before stays.
+    Lightning trains on with NaN, in silence, and overwrites the last checkpoint with it. This guard raises
+    :class:`NonFiniteError` with epoch, batch and layer instead; what was saved before stays.
 
     Args:
         every_n_steps: steps between two looks at the loss; on a GPU each look waits for the device.

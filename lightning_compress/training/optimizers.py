@@ -1,4 +1,6 @@
-"""Optimizers through an edit: the new parameter takes the old one's place in its group, its state is cut along with it."""
+"""Optimizers through an edit: the new parameter takes the old one's place in its group, its state is cut along with
+it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ OptimizerState: TypeAlias = list[dict[str, dict[str, Any]]]
 
 
 class OptimizerBinding:
-    """Follows a module's edits with the optimizers that train it: moments, step counts, groups and schedulers all go on.
+    """Follows a module's edits with the optimizers that train it: moments, step counts, groups and schedulers all go
+    on.
 
     Args:
         module: the module whose parameters the optimizers hold.
@@ -92,8 +95,8 @@ def _check_state(optimizer: Optimizer, name: str, parameter: nn.Parameter) -> No
         if isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameter.shape:
             raise CompressionError(
                 f"{name!r} cannot shrink under {type(optimizer).__name__}: its state {key!r} has shape "
-                f"{tuple(value.shape)}, the parameter {tuple(parameter.shape)}. Use an optimizer whose state is shaped like "
-                "its parameters (Adam, SGD), or exclude the layer."
+                f"{tuple(value.shape)}, the parameter {tuple(parameter.shape)}. Use an optimizer whose state is shaped "
+                "like its parameters (Adam, SGD), or exclude the layer."
             )
 
 
@@ -128,8 +131,9 @@ def _clone(state: Mapping[str, Any]) -> dict[str, Any]:
 class AuxiliaryOptimizer:
     """Trains parameters of our own (learned scales, centroids, adapters, exit heads) next to the user's optimizers.
 
-    They are never added to those: ``add_param_group`` breaks OneCycle and LambdaLR, and a resume without the callback. This optimizer
-    steps whenever one of the user's does, on gradients that are averaged over the processes, unscaled and clipped.
+    They are never added to those: ``add_param_group`` breaks OneCycle and LambdaLR, and a resume without the callback.
+    This optimizer steps whenever one of the user's does, on gradients that are averaged over the processes, unscaled
+    and clipped.
 
     Args:
         parameters: by name; they live outside the module.
@@ -171,7 +175,9 @@ class AuxiliaryOptimizer:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Average, unscale, clip and apply the gradients, then clear them; gradients that are not finite are dropped."""
+        """Average, unscale, clip and apply the gradients, then clear them; gradients that are not finite are
+        dropped.
+        """
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         _average(self.parameters.values())
         if gradients:

@@ -1,4 +1,6 @@
-"""Every private Lightning name that the package uses, in one file; ``tests/training/test_private.py`` is their canary."""
+"""Every private Lightning name that the package uses, in one file; ``tests/training/test_private.py`` is their
+canary.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,17 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils._pytree import tree_unflatten
+from torch.utils.data import DataLoader, IterableDataset
 
+from lightning_compress.errors import CompressionError
+
+FEW_SAMPLES = 8
 PRIVATE_NAMES = (
     "trainer.callbacks",
     "trainer.fit_loop._data_fetcher",
     "trainer.fit_loop._combined_loader",
+    "trainer.fit_loop._combined_loader._spec",
     "trainer.fit_loop.epoch_loop.batch_progress",
     "trainer.strategy._setup_model",
     "trainer.strategy._register_ddp_hooks",
@@ -48,15 +55,25 @@ def train_loaders(trainer: L.Trainer) -> list[Any]:
     return [] if loader is None else list(loader.flattened)
 
 
-def first_train_batch(trainer: L.Trainer, module: L.LightningModule) -> Any:
-    """One batch as ``training_step`` would get it; the caller isolates the random states."""
+def small_train_batch(trainer: L.Trainer, module: L.LightningModule) -> Any:
+    """A few samples as ``training_step`` would get them; the loaders' own iterators, samplers and generators are not touched."""
     combined = trainer.fit_loop._combined_loader
     if combined is None:
-        raise RuntimeError("The training data is not set up yet.")
-    loaders, spec = combined.flattened, combined.iterables
-    batch = next(iter(loaders[0])) if spec is loaders[0] else next(iter(combined))[0]
+        raise CompressionError("The Trainer has no training data. Give the fit a train_dataloader.")
+    batch = tree_unflatten([_first_samples(loader) for loader in combined.flattened], combined._spec)
     batch = trainer.precision_plugin.convert_input(batch)
     return module._apply_batch_transfer_handler(batch, device=module.device)
+
+
+def _first_samples(loader: Any) -> Any:
+    if not isinstance(loader, DataLoader):
+        return next(iter(loader))
+    size = min(loader.batch_size or FEW_SAMPLES, FEW_SAMPLES)
+    if isinstance(loader.dataset, IterableDataset):
+        size = size if loader.batch_size is not None else 1
+        return next(iter(DataLoader(loader.dataset, batch_size=size, collate_fn=loader.collate_fn)))
+    dataset: Any = loader.dataset
+    return loader.collate_fn([dataset[index] for index in range(min(size, len(dataset)))])
 
 
 def rehearse_training_step(module: nn.Module, trainer: L.Trainer, batch: Any) -> None:
@@ -89,7 +106,9 @@ def batches_done_in_epoch(trainer: L.Trainer) -> int:
 
 
 def restart_after(trainer: L.Trainer, batches: int) -> None:
-    """Begin the running epoch's data again, past the first ``batches``, without loading those; draws as the epoch's start did."""
+    """Begin the running epoch's data again, past the first ``batches``, without loading those; draws as the epoch's
+    start did.
+    """
     skips = []
     for loader in train_loaders(trainer):
         skips.append(_SkippingSampler(loader, batches))
@@ -114,7 +133,9 @@ class _SkippingSampler:
         return next(self.draw())
 
     def draw(self) -> Iterator[Any]:
-        """Draw the epoch's order, if that has not happened yet: after the loader's own draws, as in an epoch that is not resumed."""
+        """Draw the epoch's order, if that has not happened yet: after the loader's own draws, as in an epoch that is
+        not resumed.
+        """
         if self._iterator is None:
             self._iterator = iter(self._sampler or ())
             for _ in range(self._count):
@@ -138,7 +159,9 @@ def rewrap_model(trainer: L.Trainer, module: L.LightningModule) -> None:
 
 
 def returns_weights_to_another_process(trainer: L.Trainer) -> bool:
-    """Whether the fit runs in processes whose weights are loaded into the main one at the end (fork, spawn, notebook)."""
+    """Whether the fit runs in processes whose weights are loaded into the main one at the end (fork, spawn,
+    notebook).
+    """
     return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
 
 

@@ -1,4 +1,6 @@
-"""The recovery gate: a cut, then training until the metric is back, then the next; what never recovers is taken back."""
+"""The recovery gate: a cut, then training until the metric is back, then the next; what never recovers is taken
+back.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +20,17 @@ SMALLEST_SCALE = 1 / 8
 class Recovery:
     """After each cut the monitored metric has to come back before the next one.
 
-    The reference is a full validation before the first cut. A cut that has not recovered after ``patience`` validations is
-    rolled back and the step halved; once it would be under an eighth of the scheduled one, cutting stops and what has been
-    reached is the ceiling.
+    The reference is a full validation before the first cut. A cut that has not recovered after ``patience`` validations
+    is rolled back and the step halved; once it would be under an eighth of the scheduled one, cutting stops and what
+    has been reached is the ceiling.
 
     Attributes:
         monitor: name of a metric that ``validation_step`` logs.
         mode: whether "max" or "min" is better.
         tolerance: how far below (above) the reference counts as recovered; absolute.
         patience: validations that a cut has to recover.
-        on_failure: "rollback" halves the step and tries again, "stop" rolls back and cuts no more, "continue" keeps the cut
-            and goes on.
+        on_failure: "rollback" halves the step and tries again, "stop" rolls back and cuts no more, "continue" keeps the
+            cut and goes on.
 
     Raises:
         CompressionError: a value outside of its range.
@@ -64,7 +66,8 @@ class Recovery:
         """
         if self.monitor not in metrics:
             raise CompressionError(
-                f"Recovery monitors {self.monitor!r}, which validation does not log. {did_you_mean(self.monitor, metrics)}"
+                f"Recovery monitors {self.monitor!r}, which validation does not log. "
+                f"{did_you_mean(self.monitor, metrics)}"
             )
         return float(metrics[self.monitor])
 

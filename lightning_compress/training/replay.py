@@ -26,7 +26,8 @@ class Replay(CompressionCallback):
 
 
 def load_from_checkpoint(module_class: type[Module], path: str | Path, **arguments: Any) -> Module:
-    """``module_class.load_from_checkpoint(path, **arguments)`` for a network that has changed its shape since it was built.
+    """``module_class.load_from_checkpoint(path, **arguments)`` for a network that has changed its shape since it was
+    built.
 
     Args:
         module_class: the class of the LightningModule that was trained.

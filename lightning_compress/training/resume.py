@@ -9,16 +9,16 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, IterableDataset
 
+from lightning_compress.random_states import get_random_states, set_random_states
 from lightning_compress.training import private
-from lightning_compress.training.random_states import get_random_states, set_random_states
 
 
 class ResumeState:
     """Random states at the start of the running epoch and now, of every process, with the generators of its loaders.
 
-    At an epoch boundary the next epoch draws what it would have drawn. In mid-epoch the epoch's own order is drawn again,
-    the batches that have been trained on are passed over unread, and the present states are set. What workers draw by
-    themselves (augmentation with ``num_workers`` > 0) is exact at epoch boundaries only.
+    At an epoch boundary the next epoch draws what it would have drawn. In mid-epoch the epoch's own order is drawn
+    again, the batches that have been trained on are passed over unread, and the present states are set. What workers
+    draw by themselves (augmentation with ``num_workers`` > 0) is exact at epoch boundaries only.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,9 @@ class ResumeState:
         if not mine["batches_done"]:
             self._begin_epoch(trainer, mine["now"])
         elif mine["epoch_start"] is None or not all(_is_map_style(loader) for loader in loaders):
-            rank_zero_warn("Resuming in mid-epoch: an iterable loader cannot be set back; the epoch's data begin again.")
+            rank_zero_warn(
+                "Resuming in mid-epoch: an iterable loader cannot be set back; the epoch's data begin again."
+            )
             _set_states(mine["now"], loaders)
         else:
             self._epoch_start = mine["epoch_start"]
@@ -78,7 +80,8 @@ class ResumeState:
         ranks: list[dict[str, Any]] = self._pending["ranks"]
         if len(ranks) != trainer.world_size:
             rank_zero_warn(
-                f"The checkpoint was written by {len(ranks)} processes, this fit has {trainer.world_size}: not bit-exact."
+                f"The checkpoint was written by {len(ranks)} processes, this fit has {trainer.world_size}: the resume "
+                "is not bit-exact."
             )
             self._pending = None
             return None

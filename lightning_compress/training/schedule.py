@@ -28,10 +28,12 @@ class Schedule:
     """Targets over the length of a fit.
 
     Attributes:
-        shape: name of a function in ``training/schedules`` or any ``f(progress, final) -> target``, rising to ``final`` at 1.
+        shape: name of a function in ``training/schedules`` or any ``f(progress, final) -> target``, rising to ``final``
+            at 1.
         start: time of the first cut; an int counts epochs, a float in [0, 1] is a share of the fit.
         end: time by which the last cut is due, likewise; what is left of the fit is fine-tuning.
-        every: epochs between cuts (0.5: twice an epoch). None: once an epoch, more often where ``max_step`` asks for it.
+        every: epochs between cuts (0.5: twice an epoch). None: once an epoch, more often where ``max_step`` asks for
+            it.
         rounds: number of cuts, evenly spaced; instead of ``every``.
 
     >>> [round(t.value, 3) for t in Schedule("linear", rounds=4).targets(0.4, horizon=8)]
@@ -61,8 +63,8 @@ class Schedule:
     def targets(self, final: float, *, horizon: float, max_step: float | None = None) -> tuple[Target, ...]:
         """The list of targets up to ``final`` for a fit of ``horizon`` epochs.
 
-        No cut takes more than ``max_step`` (None: 20 %) of what is left. Where cuts of the asked size would, they are split, unless
-        their number was fixed by ``every``, ``rounds`` or ``one_shot``.
+        No cut takes more than ``max_step`` (None: 20 %) of what is left. Where cuts of the asked size would, they are
+        split, unless their number was fixed by ``every``, ``rounds`` or ``one_shot``.
 
         Raises:
             CompressionError: a cut of fixed size larger than ``max_step``; an empty interval.
@@ -132,8 +134,8 @@ def _within(targets: list[Target], end: float, limit: float, *, fixed: bool) -> 
         if count > 1 and fixed:
             share = (target.value - before) / (1 - before)
             raise CompressionError(
-                f"The cut from {before:.1%} to {target.value:.1%} takes {share:.1%} of what is left; max_step is {limit:.0%}. "
-                f"Use more cuts (schedule='iterative'), or allow it with max_step={ceil(share * 100) / 100:g}."
+                f"The cut from {before:.1%} to {target.value:.1%} takes {share:.1%} of what is left; max_step is "
+                f"{limit:.0%}. Use more cuts (schedule='iterative'), or allow it with max_step={ceil(share * 100) / 100:g}."
             )
         until = targets[position + 1].time if position + 1 < len(targets) else max(end, target.time)
         for k in range(count):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_compress.plan import CHECKPOINT_KEY, Journal, KeepIndices, Plan, Record, ReplaceModule, read_checkpoint
-from lightning_compress.surgery import TracingInput, capture, isolated_random_states, verify_edit
+from lightning_compress.random_states import isolated_random_states
+from lightning_compress.surgery import TracingInput, capture, verify_edit
 from lightning_compress.training import private
 from lightning_compress.training.hooks import unwrap_hooks, wrap_hooks
 from lightning_compress.training.optimizers import OptimizerBinding, OptimizerState
@@ -27,8 +28,8 @@ _SESSIONS: weakref.WeakKeyDictionary[L.LightningModule, Session] = weakref.WeakK
 class Session:
     """What this package knows of a module while a Trainer has it.
 
-    It owns the one wrap of the checkpoint hooks, replays Plans before weights are loaded, binds the optimizers, and carries out
-    edits as transactions.
+    It owns the one wrap of the checkpoint hooks, replays Plans before weights are loaded, binds the optimizers, and
+    carries out edits as transactions.
 
     Attributes:
         record: the module's Plan, Journal and followers; it outlives the Session.
@@ -129,7 +130,9 @@ class Session:
 
     @property
     def tracing(self) -> TracingInput:
-        """A call that runs the network: ``example_input_array``, or the first training batch as ``training_step`` passes it on."""
+        """A call that runs the network: ``example_input_array``, or a few training samples as ``training_step``
+        passes it on.
+        """
         if self._tracing is None:
             self._tracing = self._example() or self._captured()
         return self._tracing
@@ -218,7 +221,7 @@ class Session:
         trainer = self.trainer
         assert trainer is not None
         with isolated_random_states():
-            batch = private.first_train_batch(trainer, self.module)
+            batch = private.small_train_batch(trainer, self.module)
         return capture(self.module, lambda copy: private.rehearse_training_step(copy, trainer, batch))
 
 

@@ -13,8 +13,9 @@ from lightning_compress.training.session import Session
 class TargetCheckpoint(ModelCheckpoint):
     """A ModelCheckpoint that waits until the network is what our callbacks were asked to make of it.
 
-    The "best" epoch of a pruning run is otherwise the dense one. On target means that every callback has reached its target
-    (or settled for a ceiling) and no cut waits for its recovery. Put a plain ModelCheckpoint(save_last=True) beside it for resuming.
+    The "best" epoch of a pruning run is otherwise the dense one. On target means that every callback has reached its
+    target (or settled for a ceiling) and no cut waits for its recovery. Put a plain ModelCheckpoint(save_last=True)
+    beside it for resuming.
 
     >>> best = TargetCheckpoint(monitor="val_acc", mode="max")
     """

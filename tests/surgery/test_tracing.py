@@ -11,14 +11,8 @@ from lightning import LightningModule
 from torch import nn
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.surgery import (
-    TracingInput,
-    capture,
-    evaluation_mode,
-    find_groups,
-    isolated_random_states,
-    private_copy,
-)
+from lightning_compress.random_states import isolated_random_states
+from lightning_compress.surgery import TracingInput, capture, evaluation_mode, find_groups, private_copy
 from lightning_compress.zoo.classifier import Classifier
 from lightning_compress.zoo.lenet import LeNet5
 

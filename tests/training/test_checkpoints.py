@@ -31,7 +31,12 @@ def test_load_from_checkpoint_gives_the_shrunken_network(tmp_path, weights_only)
 
 
 def test_a_checkpoint_holds_primitives_and_tensors_and_the_vanilla_keys(tmp_path):
-    fit(User(), lc.WeightPruning(0.5, recover=lc.Recovery("val_acc", mode="min", patience=9)), lc.NeuronPruning(0.3), every_epoch(tmp_path))
+    fit(
+        User(),
+        lc.WeightPruning(0.5, recover=lc.Recovery("val_acc", mode="min", patience=9)),
+        lc.NeuronPruning(0.3),
+        every_epoch(tmp_path),
+    )
     checkpoint = torch.load(tmp_path / "epoch=1.ckpt", weights_only=True)
     assert checkpoint["state_dict"].keys() == User().state_dict().keys()
     assert checkpoint["callbacks"]["WeightPruning"]["snapshot"] is not None
@@ -83,7 +88,9 @@ def test_the_metric_in_a_files_name_is_that_of_the_weights_in_the_file(tmp_path)
     names = ModelCheckpoint(tmp_path, filename="{epoch}-{val_acc:.4f}", save_top_k=-1)
     fit(User(), lc.WeightPruning(0.8), names, max_epochs=4)
     for path in tmp_path.glob("*.ckpt"):
-        assert accuracy(lc.load_from_checkpoint(User, path)) == pytest.approx(float(re.search(r"acc=(.*)\.ckpt", str(path))[1]), abs=1e-4)
+        assert accuracy(lc.load_from_checkpoint(User, path)) == pytest.approx(
+            float(re.search(r"acc=(.*)\.ckpt", str(path))[1]), abs=1e-4
+        )
 
 
 def test_the_metric_is_true_under_an_average_and_the_average_has_the_zeros(tmp_path):
@@ -117,10 +124,14 @@ def test_target_checkpoint_keeps_epochs_on_target_only(tmp_path):
     best = TargetCheckpoint(tmp_path, monitor="val_acc", mode="max", filename="{epoch}")
     last = ModelCheckpoint(tmp_path / "all", save_last=True)
     fit(User(), lc.NeuronPruning(0.5), best, last, max_epochs=6)
-    assert lc.Plan.of(lc.load_from_checkpoint(User, best.best_model_path)) == lc.Plan.of(lc.load_from_checkpoint(User, last.last_model_path))
+    assert lc.Plan.of(lc.load_from_checkpoint(User, best.best_model_path)) == lc.Plan.of(
+        lc.load_from_checkpoint(User, last.last_model_path)
+    )
     never = TargetCheckpoint(tmp_path / "never", monitor="val_acc", mode="max")
     with pytest.warns(UserWarning, match="the fit ended before the schedule"):
-        runner = trainer(lc.WeightPruning(0.5, schedule=lc.training.Schedule(end=3)), never, max_epochs=3, limit_train_batches=1)
+        runner = trainer(
+            lc.WeightPruning(0.5, schedule=lc.training.Schedule(end=3)), never, max_epochs=3, limit_train_batches=1
+        )
         runner.fit(User(), loader(), validation_loader())
     assert never.best_model_path == ""
 

@@ -52,7 +52,10 @@ def test_a_cut_network_trains_on_as_if_the_neurons_had_never_been(name):
 
 def test_state_groups_and_schedule_are_kept():
     net, edit = network_and_edit()
-    groups = [{"params": [net[2].weight, net[0].bias], "lr": 0.1, "weight_decay": 0.5}, {"params": [net[0].weight, net[2].bias]}]
+    groups = [
+        {"params": [net[2].weight, net[0].bias], "lr": 0.1, "weight_decay": 0.5},
+        {"params": [net[0].weight, net[2].bias]},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=0.01)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=10)
     for _ in range(3):
@@ -64,7 +67,10 @@ def test_state_groups_and_schedule_are_kept():
     record.followers.append(OptimizerBinding(net, [optimizer]))
     record.apply(edit)
     assert [group["lr"] for group in optimizer.param_groups] == rates
-    assert [[tuple(p.shape) for p in group["params"]] for group in optimizer.param_groups] == [[(2, 3), (3,)], [(3, 4), (2,)]]
+    assert [[tuple(p.shape) for p in group["params"]] for group in optimizer.param_groups] == [
+        [(2, 3), (3,)],
+        [(3, 4), (2,)],
+    ]
     assert optimizer.param_groups[0]["params"][0] is net[2].weight
     assert torch.equal(optimizer.state[net[2].weight]["exp_avg"], before["2.weight"][:, KEPT])
     assert torch.equal(optimizer.state[net[0].weight]["exp_avg"], before["0.weight"][KEPT])

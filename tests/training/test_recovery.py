@@ -97,7 +97,9 @@ def test_a_cut_that_never_recovers_is_rolled_back_bit_for_bit(pruning, optimizer
 
 def test_failures_halve_the_step_until_cutting_stops():
     module = Scripted.of(1.0, 0.2)
-    callback = lc.WeightPruning(0.4, schedule=Schedule("linear", rounds=2), recover=lc.Recovery("score", patience=1), max_step=0.5)
+    callback = lc.WeightPruning(
+        0.4, schedule=Schedule("linear", rounds=2), recover=lc.Recovery("score", patience=1), max_step=0.5
+    )
     fit(module, callback, max_epochs=8)
     assert [round(entry.data["target"], 6) for entry in journal(module, "cut")] == [0.2, 0.1, 0.05, 0.025]
     assert len(journal(module, "rollback")) == 4
@@ -109,7 +111,9 @@ def test_failures_halve_the_step_until_cutting_stops():
 
 def test_after_a_failure_smaller_steps_reach_the_target():
     module = Scripted.of(1.0, 0.2, 1.0)
-    callback = lc.WeightPruning(0.3, schedule=Schedule("linear", rounds=1), recover=lc.Recovery("score", patience=1), max_step=0.5)
+    callback = lc.WeightPruning(
+        0.3, schedule=Schedule("linear", rounds=1), recover=lc.Recovery("score", patience=1), max_step=0.5
+    )
     fit(module, callback, max_epochs=6)
     assert [round(entry.data["target"], 6) for entry in journal(module, "cut")] == [0.3, 0.15, 0.3]
     assert callback.reached == pytest.approx(0.3, abs=1e-3)

@@ -106,7 +106,9 @@ def test_iterable_loader_in_mid_epoch_is_not_promised(tmp_path):
     checkpoint = every_epoch(tmp_path, every_n_train_steps=4)
     checkpoint.filename = "{step}"
     fit(User(), Replay(), checkpoint, train=data, max_epochs=1)
-    runner = L.Trainer(max_epochs=1, callbacks=[Replay()], logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    runner = L.Trainer(
+        max_epochs=1, callbacks=[Replay()], logger=False, enable_progress_bar=False, enable_checkpointing=False
+    )
     with pytest.warns(UserWarning, match="iterable loader"):
         runner.fit(User(), data, ckpt_path=tmp_path / "step=4.ckpt")
 
@@ -114,7 +116,11 @@ def test_iterable_loader_in_mid_epoch_is_not_promised(tmp_path):
 def test_resume_with_another_length_keeps_the_schedule_and_warns(tmp_path):
     fit(User(), lc.WeightPruning(0.8), every_epoch(tmp_path), max_epochs=4)
     runner = L.Trainer(
-        max_epochs=8, callbacks=[lc.WeightPruning(0.8)], logger=False, enable_progress_bar=False, enable_checkpointing=False
+        max_epochs=8,
+        callbacks=[lc.WeightPruning(0.8)],
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
     )
     with pytest.warns(UserWarning, match="made for 4 epochs"):
         runner.fit(User(), loader(), ckpt_path=tmp_path / "epoch=1.ckpt")

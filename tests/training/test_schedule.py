@@ -1,5 +1,7 @@
 """Schedules list targets; conformance tests run on every shape there is."""
 
+from itertools import pairwise
+
 import pytest
 
 import lightning_compress as lc
@@ -19,7 +21,7 @@ def values(targets):
 def test_a_shape_rises_to_the_final_value(shape, final):
     function = resolve(shape, "lightning_compress.training.schedules")
     points = [function(k / 50, final) for k in range(1, 51)]
-    assert all(a <= b + 1e-12 for a, b in zip(points, points[1:], strict=False))
+    assert all(a <= b + 1e-12 for a, b in pairwise(points))
     assert all(0 <= point <= final + 1e-12 for point in points)
     assert points[-1] == pytest.approx(final)
 
@@ -71,7 +73,10 @@ def test_start_and_end_count_epochs_or_shares():
 
 
 def test_a_callable_is_a_shape():
-    assert values(Schedule(lambda progress, final: final * progress**2, rounds=2).targets(0.2, horizon=4)) == [0.05, 0.2]
+    assert values(Schedule(lambda progress, final: final * progress**2, rounds=2).targets(0.2, horizon=4)) == [
+        0.05,
+        0.2,
+    ]
 
 
 def test_a_shape_that_overshoots_is_refused():

@@ -6,7 +6,13 @@ import pickle
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, ModelPruning, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    ModelPruning,
+    StochasticWeightAveraging,
+)
 from support import ConvNet, User, digits, every_epoch, fit, loader, same, trainer, validation_loader
 from torch import nn
 
@@ -27,11 +33,18 @@ class Look(Callback):
 
 
 def prunings():
-    return [lc.WeightPruning(0.6), lc.NeuronPruning(0.3), lc.WeightPruning(0.2, targets=["*.bias"], name="biases"), Replay()]
+    return [
+        lc.WeightPruning(0.6),
+        lc.NeuronPruning(0.3),
+        lc.WeightPruning(0.2, targets=["*.bias"], name="biases"),
+        Replay(),
+    ]
 
 
 def test_all_callbacks_share_one_session_and_one_plan():
-    look = Look(lambda trainer, module: ([c._session for c in trainer.callbacks if hasattr(c, "_session")], lc.Plan.of(module)))
+    look = Look(
+        lambda trainer, module: ([c._session for c in trainer.callbacks if hasattr(c, "_session")], lc.Plan.of(module))
+    )
     fit(User(), look, *prunings())
     sessions, plan = look.seen[0]
     assert len(sessions) == 4
@@ -107,7 +120,13 @@ def test_a_checkpoint_saved_after_the_fit_has_the_plan_and_the_masks(tmp_path):
     runner.save_checkpoint(tmp_path / "final.ckpt")
     assert same(dict(lc.load_from_checkpoint(User, tmp_path / "final.ckpt").state_dict()), dict(module.state_dict()))
     fresh = User()
-    fit(fresh, lc.WeightPruning(0.7), lc.NeuronPruning(0.3, criterion="apoz"), ckpt_path=tmp_path / "final.ckpt", max_epochs=6)
+    fit(
+        fresh,
+        lc.WeightPruning(0.7),
+        lc.NeuronPruning(0.3, criterion="apoz"),
+        ckpt_path=tmp_path / "final.ckpt",
+        max_epochs=6,
+    )
     weight = torch.cat([p.flatten() for p in fresh.parameters() if p.dim() > 1])
     assert (weight == 0).float().mean() == pytest.approx(0.7, abs=1e-3)
 
@@ -205,7 +224,9 @@ class Manual(L.LightningModule):
             optimizer.step()
 
     def configure_optimizers(self):
-        body = torch.optim.SGD([{"params": [self.body[0].weight], "lr": 0.2}, {"params": [self.body[0].bias]}], lr=0.1, momentum=0.9)
+        body = torch.optim.SGD(
+            [{"params": [self.body[0].weight], "lr": 0.2}, {"params": [self.body[0].bias]}], lr=0.1, momentum=0.9
+        )
         return [body, torch.optim.AdamW(self.head.parameters(), lr=1e-2)]
 
 
@@ -276,7 +297,11 @@ def test_validation_of_a_copy_leaves_the_fit_alone():
     from lightning_compress.training import evaluate_copy
 
     def look(trainer, module):
-        states = torch.get_rng_state(), {k: v.clone() for k, v in module.state_dict().items()}, trainer.callback_metrics.copy()
+        states = (
+            torch.get_rng_state(),
+            {k: v.clone() for k, v in module.state_dict().items()},
+            trainer.callback_metrics.copy(),
+        )
         figures = evaluate_copy(trainer, module)
         assert torch.equal(states[0], torch.get_rng_state())
         assert same(states[1], dict(module.state_dict()))
@@ -305,3 +330,29 @@ def test_modules_of_a_conv_net_survive_all_of_it_together(tmp_path):
     validated = runner.validate(module, validation_loader(), verbose=False)
     assert validated[0]["val_acc"] > 0.5
     assert loader() is not None
+
+
+@pytest.mark.parametrize("kind", ["dict", "persistent workers", "generator"])
+def test_tracing_takes_no_sample_out_of_the_fit(kind):
+    """The loaders deliver what they would have delivered."""
+
+    class Seen(User):
+        def training_step(self, batch, batch_idx):
+            batch = batch["digits"] if kind == "dict" else batch
+            if self.trainer.training:
+                seen.append(batch[1].tolist())
+            return super().training_step(batch, batch_idx)
+
+    def data():
+        options = {"persistent_workers": True, "num_workers": 1} if kind == "persistent workers" else {}
+        options = {"generator": torch.Generator().manual_seed(3)} if kind == "generator" else options
+        return {"digits": loader(**options)} if kind == "dict" else loader(**options)
+
+    runs = []
+    for callback in (lc.NeuronPruning(0.3), Replay()):
+        seen = []
+        L.seed_everything(1)
+        fit(Seen(), callback, train=data(), max_epochs=1)
+        runs.append([labels for labels in seen if len(labels) == 40])
+    assert runs[0] == runs[1]
+    assert len(runs[0]) == 10

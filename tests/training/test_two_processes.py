@@ -17,7 +17,9 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What both processes wrote down, for each run; all runs in one pair of processes, since starting them is what takes time."""
+    """What both processes wrote down, for each run; all runs in one pair of processes, since starting them is what
+    takes time.
+    """
     folder = tmp_path_factory.mktemp("two-processes")
     paths = [str(HERE.parent), str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")]
     result = subprocess.run(
@@ -30,7 +32,8 @@ def results(tmp_path_factory):
     )
     assert result.returncode == 0, result.stderr[-3000:]
     return {
-        run.name: [torch.load(run / f"rank{rank}.pt", weights_only=True) for rank in range(2)] for run in folder.iterdir()
+        run.name: [torch.load(run / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+        for run in folder.iterdir()
     }
 
 

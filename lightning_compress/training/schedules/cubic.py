@@ -2,7 +2,8 @@
 
 
 def cubic(progress: float, final: float) -> float:
-    """Much while there is redundancy, little at the end (Zhu and Gupta 2017, "To prune, or not to prune", arXiv:1710.01878).
+    """Much while there is redundancy, little at the end (Zhu and Gupta 2017, "To prune, or not to prune",
+    arXiv:1710.01878).
 
     >>> round(cubic(0.5, 0.8), 6)
     0.7

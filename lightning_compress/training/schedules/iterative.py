@@ -2,7 +2,8 @@
 
 
 def iterative(progress: float, final: float) -> float:
-    """Rounds that each take the same share of what is left, with fine-tuning between (Han et al. 2015, arXiv:1506.02626).
+    """Rounds that each take the same share of what is left, with fine-tuning between (Han et al. 2015,
+    arXiv:1506.02626).
 
     Without ``rounds`` in the :class:`~lightning_compress.training.Schedule`, as few rounds as ``max_step`` allows.
 

@@ -1,8 +1,10 @@
-"""Random states as primitives and tensors, so that a resumed fit draws what the uninterrupted one would have drawn."""
+"""The global random states: kept as primitives and tensors, set again, isolated."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -37,3 +39,20 @@ def set_random_states(states: dict[str, Any]) -> None:
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
+
+
+@contextmanager
+def isolated_random_states() -> Iterator[None]:
+    """The random states are afterwards what they were, also on exceptions.
+
+    >>> before = torch.get_rng_state()
+    >>> with isolated_random_states():
+    ...     _ = torch.rand(3)
+    >>> torch.equal(before, torch.get_rng_state())
+    True
+    """
+    states = get_random_states()
+    try:
+        yield
+    finally:
+        set_random_states(states)
