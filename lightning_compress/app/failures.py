@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from lightning_compress.app.search_path import find_folder
 from lightning_compress.errors import CompressionError, did_you_mean
@@ -31,6 +32,9 @@ def describe_failure(error: BaseException, arguments: Sequence[str]) -> str | No
         return _describe_instantiation(error)
     if isinstance(error, MissingConfigException):
         return _describe_missing(error)
+    if isinstance(error, ConfigAttributeError | ConfigKeyError) and isinstance(error.parent_node, DictConfig):
+        parent = (error.full_key or "").rpartition(".")[0]
+        return _unknown(str(error.key), parent, [str(key) for key in error.parent_node])
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _describe_override(error, arguments) or _flat(error)
     return None
@@ -51,15 +55,13 @@ def _flat(error: BaseException) -> str:
 def _describe_instantiation(error: InstantiationException) -> str | None:
     """Wrong arguments and unknown targets; an exception from inside the target is not the user's."""
     cause = error.__cause__
-    if cause is not None and not (isinstance(cause, TypeError | ImportError) and "__init__" in str(cause)):
-        return None if not isinstance(cause, ImportError) else _flat(error)
-    unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(cause))
-    target = re.search(r"call to target '([\w.]+)'", str(error))
-    if unexpected is None or target is None:
+    if cause is None or isinstance(cause, ImportError):
         return _flat(error)
-    from hydra.utils import get_object
-
-    known = [name for name in inspect.signature(get_object(target[1])).parameters if name not in ("args", "kwargs")]
+    unexpected = re.search(r"__init__\(\) got an unexpected keyword argument '(\w+)'", str(cause))
+    target = re.search(r"call to target '([\w.]+)'", str(error))
+    if not isinstance(cause, TypeError) or unexpected is None or target is None:
+        return None
+    known = inspect.signature(get_object(target[1])).parameters
     return f"{target[1]} has no argument {unexpected[1]!r}. {did_you_mean(unexpected[1], known)}"
 
 
@@ -78,8 +80,11 @@ def _describe_override(error: BaseException, arguments: Sequence[str]) -> str | 
     key = found[1]
     parent, _, leaf = key.rpartition(".")
     known = _keys_below(parent, [argument for argument in arguments if argument.startswith("recipe=")])
-    inside = f" in {parent!r}" if parent else ""
-    return f"No {leaf!r}{inside} in the configuration. {did_you_mean(leaf, known)}"
+    return _unknown(leaf, parent, known)
+
+
+def _unknown(key: str, parent: str, known: Sequence[str]) -> str:
+    return f"No {key!r} in {parent or 'the configuration'}. {did_you_mean(key, known)}"
 
 
 def _keys_below(parent: str, overrides: list[str]) -> list[str]:

@@ -7,11 +7,12 @@ import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers.logger import DummyExperiment
 from omegaconf import DictConfig
 
 T = TypeVar("T")
@@ -76,8 +77,9 @@ class GuardedLogger(Logger):
 
     @property
     def experiment(self) -> Any:
-        """The other logger's own object; None once it has failed."""
-        return self.attempt(lambda inner: inner.experiment)
+        """The other logger's own object; once that has failed, one that takes any call and does nothing."""
+        experiment = self.attempt(lambda inner: inner.experiment)
+        return DummyExperiment() if self.failed else experiment
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Pass on, counted from the start of the run."""
@@ -132,7 +134,9 @@ def _options(kind: str, config: DictConfig, folder: Path) -> dict[str, Any]:
     import wandb
 
     (folder / "wandb").mkdir(parents=True, exist_ok=True)
-    settings = wandb.Settings(silent=True, console="off")
+    mode: Literal["offline", "online"] = "offline" if config.logger.get("offline") else "online"
+    settings = wandb.Settings(silent=True, console="off", mode=mode)
+    wandb.setup(settings)  # init looks at "silent" too late for its own first words
     name = f"{folder.parent.name}/{folder.name}"
     return {"save_dir": str(folder), "id": _run_id(folder), "name": name, "group": config.sweep, "settings": settings}
 

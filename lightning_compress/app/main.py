@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # at import: the processes of a parallel launcher import this file and nothing else
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 register_recipes()
+_FAILURES: list[Exception] = []
 
 
 def main() -> int:
@@ -32,6 +33,8 @@ def main() -> int:
             summarize(arguments[1:])
         else:
             _run_hydra(arguments)
+        if _FAILURES:
+            raise _FAILURES.pop()
     except KeyboardInterrupt:
         return _say("interrupted; the same command goes on from the last epoch", 130)
     except Exception as error:
@@ -57,14 +60,19 @@ def _sweep_name(arguments: list[str]) -> list[str]:
 
 
 def _run_job(config: DictConfig) -> None:
+    """One run. Hydra announces what a job raises; an error of use is kept for :func:`main`, which says it better."""
     from lightning_compress.app.run import run
 
     try:
         run(config)
     except Exception as error:
-        if config.sweep is not None and (line := describe_failure(error, [])) is not None:
+        line = describe_failure(error, [])
+        if line is None:
+            raise
+        if config.sweep is not None:
             _say(f"this job failed, the others go on: {line}", 1)
-        raise
+            raise
+        _FAILURES.append(error)
 
 
 def _say(line: str, exit_code: int) -> int:

@@ -1,4 +1,4 @@
-"""One line for each stage: how far it is, the metric, what is left of the network; live in a terminal, plain elsewhere."""
+"""One line for each stage: how far it is, the metric, what is left; live in a terminal, plain elsewhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ class _TimeLeft(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         left = task.time_remaining
-        return Text("" if task.finished or left is None else f"{int(left) // 60}:{int(left) % 60:02d} left", style="dim")
+        return Text(
+            "" if task.finished or left is None else f"{int(left) // 60}:{int(left) % 60:02d} left", style="dim"
+        )
 
 
 class StageDisplay:
@@ -51,7 +53,9 @@ class StageDisplay:
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._progress.stop()
 
     def begin(self, stage: str, epochs: int) -> StageLine:

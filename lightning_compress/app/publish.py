@@ -45,7 +45,12 @@ def close(logger: GuardedLogger, *, exit_code: int = 0) -> None:
 def _send_tables(inner: WandbLogger, report: Report) -> None:
     after = {layer.name: layer for layer in report.after.layers}
     rows = [
-        [layer.name, "x".join(map(str, layer.shape)), layer.weights, after[layer.name].kept if layer.name in after else 0]
+        [
+            layer.name,
+            "x".join(map(str, layer.shape)),
+            layer.weights,
+            after[layer.name].kept if layer.name in after else 0,
+        ]
         for layer in report.before.layers
     ]
     inner.log_table("report/layers", columns=["layer", "shape before", "weights before", "kept"], data=rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ WARNINGS = (
     r".*is smaller than the logging interval.*",
     r".*GPU available but not used.*",
     r".*Checkpoint directory .* exists and is not empty.*",
+    r".*treespec, LeafSpec.* is deprecated.*",
     r".*Experiment logs directory .* exists and is not empty.*",
 )
 """Beginnings of warnings that are true of every run of the command and call for nothing."""
@@ -24,7 +24,6 @@ def quiet() -> Iterator[None]:
     """No hardware summary, no tips, no seed messages; warnings that are not on the list are still shown."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
-    os.environ.setdefault("WANDB_SILENT", "true")
     for logger in loggers:
         logger.setLevel(logging.WARNING)
     try:

@@ -20,7 +20,7 @@ from lightning_compress.app.progress import StageDisplay, status_text
 from lightning_compress.app.publish import close, publish
 from lightning_compress.app.quiet import quiet
 from lightning_compress.app.run_folder import RunFolder, relative, write_text
-from lightning_compress.app.stages import Stage, read_stages, run_stage
+from lightning_compress.app.stages import Stage, check_values, read_stages, run_stage
 from lightning_compress.plan import CHECKPOINT_KEY, Journal, explain, read_checkpoint
 from lightning_compress.report import (
     Network,
@@ -48,6 +48,7 @@ def run(config: DictConfig) -> None:
     """
     console = Console()
     stages = read_stages(config)
+    check_values(config)
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     with quiet(), folder.lock():
         if config.fresh:
@@ -116,7 +117,7 @@ def _report(config: DictConfig, networks: Sequence[Network], model: Path) -> Rep
     plan, journal = found
     overrides = [o for o in HydraConfig.get().overrides.task if o.partition("=")[0] not in NOT_THE_RUN]
     return Report(
-        recipe=HydraConfig.get().runtime.choices.recipe,
+        recipe=HydraConfig.get().runtime.choices["recipe"],
         seed=config.seed,
         monitor=config.monitor,
         mode=config.mode,

@@ -61,8 +61,8 @@ class RunFolder:
         differing = differences(json.loads(path.read_text()), json.loads(json.dumps(config)))
         if differing:
             raise CompressionError(
-                f"{str(self.path)!r} holds a run of another configuration: {'; '.join(differing)}. Start over with fresh=true, "
-                "or keep both with hydra.run.dir=ANOTHER_FOLDER."
+                f"{str(self.path)!r} holds a run of another configuration: {'; '.join(differing)}. "
+                "Start over with fresh=true, or keep both with hydra.run.dir=ANOTHER_FOLDER."
             )
 
     @contextmanager

@@ -1,7 +1,7 @@
 """Where ``conf`` and ``recipes`` lie, and the plugin that puts ``conf`` on the search path of every Hydra app.
 
-The wheel carries a copy of this file as ``hydra_plugins/lightning_compress.py``, where Hydra looks for plugins. Hydra imports it at the
-start of any app of the environment: it must not import the package.
+The wheel carries a copy of this file as ``hydra_plugins/lightning_compress.py``, where Hydra looks for plugins. Hydra
+imports it at the start of any app of the environment: it must not import the package.
 """
 
 from importlib.util import find_spec
@@ -25,7 +25,7 @@ def find_folder(name: str) -> Path:
     for folder in (package / name, package.parent / name):
         if folder.is_dir():
             return folder
-    raise FileNotFoundError(f"lightning_compress at {str(package)!r} has no folder {name!r}; install the package again.")
+    raise FileNotFoundError(f"lightning_compress in {str(package)!r} has no folder {name!r}; install it again.")
 
 
 class LightningCompressSearchPath(SearchPathPlugin):

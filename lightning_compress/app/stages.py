@@ -1,4 +1,4 @@
-"""Stages of a run, in order: each one a fit of its own, begun from what the stage before left, resumable at every epoch."""
+"""Stages of a run, in order: each a fit of its own, begun from what the one before left, resumable at every epoch."""
 
 from __future__ import annotations
 
@@ -68,11 +68,29 @@ def _read_stage(name: str, values: DictConfig, config: DictConfig) -> Stage:
     return stage
 
 
+def check_values(config: DictConfig) -> None:
+    """Build once what the stages will build, so that a wrong value is refused before an epoch is spent.
+
+    Raises:
+        CompressionError: a value that a constructor refuses.
+    """
+    for name in ("data", "module", "callbacks"):
+        instantiate(config[name])
+    for stage in read_stages(config):
+        instantiate(_module_config(config, stage))
+
+
+def _module_config(config: DictConfig, stage: Stage) -> DictConfig:
+    merged = OmegaConf.merge(config.module, stage.module or {})
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
 class StageCheckpoint(Checkpoint):
     """Writes ``last.ckpt`` after each epoch but the last, and ``final.ckpt`` when the fit has ended.
 
-    The end of a fit may still change the network (a cut that did not recover is taken back), so the last epoch is run again after an
-    interruption rather than resumed when it is over.
+    The end of a fit may still change the network (a cut that did not recover is taken back), so the last epoch is run
+    again after an interruption rather than resumed when it is over.
     """
 
     def __init__(self, folder: StageFolder) -> None:
@@ -104,8 +122,8 @@ def run_stage(
 ) -> Network:
     """Train a stage, or what is left of it, and measure the network that it leaves: that of its last epoch.
 
-    Each stage builds module and data anew from the seed and loads the file before it: what an interrupted run and an uninterrupted
-    one do is then the same.
+    Each stage builds module and data anew from the seed and loads the file before it: what an interrupted run and an
+    uninterrupted one do is then the same.
 
     Args:
         stage: what to do.
@@ -119,7 +137,7 @@ def run_stage(
         return network_from_state(json.loads(folder.result.read_text()))
     L.seed_everything(config.seed, workers=True, verbose=False)
     data: L.LightningDataModule = instantiate(config.data)
-    module: L.LightningModule = instantiate(OmegaConf.merge(config.module, stage.module or {}))
+    module: L.LightningModule = instantiate(_module_config(config, stage))
     if folder.final.exists():
         load_network(module, folder.final)
     else:

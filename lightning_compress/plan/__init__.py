@@ -6,8 +6,6 @@ from lightning_compress.plan.edits import (
     Edit,
     KeepIndices,
     RegrowIndices,
-    ReplaceModule,
-    RestoreModule,
     Slice,
     named_tensors,
 )
@@ -15,6 +13,7 @@ from lightning_compress.plan.explain import CHECKPOINT_KEY, explain, read_checkp
 from lightning_compress.plan.journal import Entry, Journal
 from lightning_compress.plan.plan import Plan, PlanDifference
 from lightning_compress.plan.record import Follower, Record
+from lightning_compress.plan.replacement import ReplaceModule, RestoreModule
 
 __all__ = [
     "ATTRIBUTES",

@@ -92,7 +92,7 @@ class Slice:
         kept = self.kept.detach()
         if kept.dim() != 1 or kept.dtype != torch.int64 or kept.layout != torch.strided or kept.is_meta:
             raise PlanError(
-                f"{self.tensor!r}: kept indices must be a vector of int64, not {kept.dtype} of {tuple(kept.shape)}."
+                f"{self.tensor!r}: kept indices must be a vector of int64, not {kept.dtype} in {kept.dim()} dimensions."
             )
         if kept.numel() == 0:
             raise PlanError(f"{self.tensor!r} would be left with nothing along dimension {self.dim} (of {self.size}).")
@@ -252,7 +252,7 @@ def first_names(module: nn.Module) -> dict[int, str]:
 
 def find_module(module: nn.Module, name: str) -> nn.Module:
     """The submodule called ``name``; looks nowhere but in the tree (``get_submodule`` runs a user's properties)."""
-    found = dict(module.named_modules(remove_duplicate=False)).get(name)
+    found: nn.Module | None = dict(module.named_modules(remove_duplicate=False)).get(name)
     if found is None:
         raise PlanError(f"The module has no submodule {name!r}.")
     return found

@@ -9,20 +9,26 @@ import torch
 from torch import nn
 
 from lightning_compress.errors import PlanError
-from lightning_compress.plan.edits import KeepIndices, ReplaceModule
 from lightning_compress.plan.journal import Journal
 from lightning_compress.plan.plan import Plan
-from lightning_compress.plan.record import find_record
+from lightning_compress.plan.record import Record
+from lightning_compress.plan.replacement import ReplaceModule
+from lightning_compress.plan.state import PlanEdit
 
 CHECKPOINT_KEY = "lightning_compress"
 """Where a checkpoint keeps the Plan and the Journal."""
 
+LONGEST = 200
+
 
 def explain(source: str | Path | nn.Module | Plan) -> str:
-    """What has been done to a network, edit by edit, and when and why, from its checkpoint, the module itself or a Plan.
+    """What has been done to a network, edit by edit, and when and why.
+
+    Args:
+        source: a checkpoint, the module itself, or a Plan.
 
     Raises:
-        PlanError: the checkpoint carries no Plan of this package.
+        PlanError: the file is no checkpoint, or carries no Plan of this package.
 
     >>> print(explain(Plan()))
     Plan: no edits; the network has its original shape.
@@ -49,9 +55,13 @@ def _read(source: str | Path | nn.Module | Plan) -> tuple[Plan, Journal]:
     if isinstance(source, Plan):
         return source, Journal()
     if isinstance(source, nn.Module):
-        record = find_record(source)
-        return Plan.of(source), record.journal if record is not None else Journal()
-    checkpoint = torch.load(source, map_location="cpu", weights_only=True)
+        return Plan.of(source), Record.find(source).journal
+    try:
+        checkpoint = torch.load(source, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # noise in the place of a pickle raises anything
+        raise PlanError(f"{str(source)!r} is no checkpoint that can be read safely: {error}") from error
     found = read_checkpoint(checkpoint) if isinstance(checkpoint, dict) else None
     if found is None:
         raise PlanError(
@@ -60,10 +70,11 @@ def _read(source: str | Path | nn.Module | Plan) -> tuple[Plan, Journal]:
     return found
 
 
-def _describe(edit: KeepIndices | ReplaceModule) -> str:
+def _describe(edit: PlanEdit) -> str:
+    label = edit.label if len(edit.label) <= LONGEST else f"{edit.label[:LONGEST]}..."
     if isinstance(edit, ReplaceModule):
-        return f"{edit.label or 'replace'}: {edit.module!r} became {edit.spec['type']}"
+        return f"{label or 'replace'}: {edit.module!r} became {edit.spec['type']}"
     widths = [
         f"{c.module}.{c.name} {c.before} -> {c.after}" for c in edit.attributes if c.name.startswith(("out", "hidden"))
     ]
-    return f"{edit.label}: {', '.join(widths) or f'{len(edit.slices)} tensors cut'}"
+    return f"{label or 'keep'}: {', '.join(widths) or f'{len(edit.slices)} tensors cut'}"

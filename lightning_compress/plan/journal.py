@@ -1,17 +1,20 @@
-"""The Journal: append-only, every decision, cut, measurement, recovery and rollback with its reason. The report reads it."""
+"""The Journal: append-only, every decision, cut, measurement, recovery and rollback with its reason."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
+from reprlib import repr as short
 from typing import Any
 
 from lightning_compress.errors import PlanError
 
 KINDS = ("start", "decision", "cut", "measurement", "recovery", "rollback", "stop", "finish", "note")
-MAX_ENTRIES = 1_000_000
+MAX_ENTRIES, MAX_FIGURES = 2**20, 2**24
 
 Primitive = str | int | float | bool | None
+_PRIMITIVES = (str, int, float, bool, type(None))
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,9 @@ class Entry:
         epoch: time in epochs, fractions included; None outside of a fit.
         step: optimizer steps taken.
         data: figures behind the words.
+
+    Raises:
+        PlanError: a field that is not what it should be.
     """
 
     kind: str
@@ -31,6 +37,17 @@ class Entry:
     epoch: float | None = None
     step: int | None = None
     data: Mapping[str, Primitive] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise PlanError(f"No journal entry of kind {short(self.kind)}; known: {', '.join(KINDS)}.")
+        timed = type(self.epoch) in (int, float, type(None)) and isfinite(self.epoch or 0)
+        if not timed or type(self.text) is not str or type(self.step) not in (int, type(None)):
+            raise PlanError(f"Not a journal entry: {short((self.text, self.epoch, self.step))}.")
+        for name, value in self.data.items():
+            if type(name) is not str or type(value) not in _PRIMITIVES:
+                raise PlanError(f"A journal entry's {short(name)} is a {type(value).__name__}, not a number or a text.")
+        object.__setattr__(self, "data", dict(self.data))
 
     def __str__(self) -> str:
         time = "" if self.epoch is None else f"epoch {self.epoch:.4g}"
@@ -53,8 +70,6 @@ class Journal:
         self, kind: str, text: str, *, epoch: float | None = None, step: int | None = None, **data: Primitive
     ) -> None:
         """Append an entry; ``data`` holds primitives."""
-        if kind not in KINDS:
-            raise PlanError(f"No journal entry of kind {kind!r}; known: {', '.join(KINDS)}.")
         self._entries.append(Entry(kind, text, epoch, step, data))
 
     def __iter__(self) -> Iterator[Entry]:
@@ -75,16 +90,13 @@ class Journal:
             PlanError: not the shape that :meth:`to_state` writes.
         """
         if not isinstance(state, list) or len(state) > MAX_ENTRIES:
-            raise PlanError("A journal is a list of entries.")
-        return cls(tuple(_entry(row) for row in state))
-
-
-def _entry(row: object) -> Entry:
-    if not isinstance(row, list | tuple) or len(row) != 5:
-        raise PlanError(f"A journal entry has five fields, not {row!r}.")
-    kind, text, epoch, step, data = row
-    right = kind in KINDS and isinstance(text, str) and isinstance(data, dict)
-    right = right and isinstance(epoch, int | float | None) and isinstance(step, int | None)
-    if not right or not all(isinstance(k, str) and isinstance(v, Primitive) for k, v in data.items()):
-        raise PlanError(f"Not a journal entry: {row!r}.")
-    return Entry(kind, text, epoch, step, data)
+            raise PlanError(f"A journal is a list of at most {MAX_ENTRIES} entries.")
+        entries, figures = [], 0
+        for row in state:
+            if not isinstance(row, list | tuple) or len(row) != 5 or not isinstance(row[4], dict):
+                raise PlanError(f"A journal entry has five fields, the last a mapping; not {short(row)}.")
+            figures += len(row[4])
+            if figures > MAX_FIGURES:
+                raise PlanError(f"A journal holds at most {MAX_FIGURES} figures.")
+            entries.append(Entry(*row))
+        return cls(tuple(entries))

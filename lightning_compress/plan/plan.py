@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from reprlib import repr as short
 from typing import Any
 
 from torch import nn
 
 from lightning_compress.errors import PlanError
-from lightning_compress.plan.edits import KeepIndices, ReplaceModule
-from lightning_compress.plan.record import Record, find_record
-from lightning_compress.plan.state import edit_from_state, edit_to_state
+from lightning_compress.plan.edits import named_tensors
+from lightning_compress.plan.record import Record
+from lightning_compress.plan.replacement import ReplaceModule
+from lightning_compress.plan.state import PlanEdit, edits_from_state, edits_to_state
 
 VERSION = 1
-MAX_EDITS = 100_000
+GROWTH, SMALL = 16, 2**24
 
 
 @dataclass(frozen=True)
@@ -25,17 +27,16 @@ class Plan:
     0
     """
 
-    edits: tuple[KeepIndices | ReplaceModule, ...] = ()
+    edits: tuple[PlanEdit, ...] = ()
 
     @classmethod
     def of(cls, module: nn.Module) -> Plan:
         """What has been done to ``module``; empty where nothing has.
 
-        A submodule of a network that was edited has the part of its Plan that lies below it. A ``deepcopy`` starts with an empty Plan;
-        :meth:`declare` tells it.
+        A submodule of a network that was edited has the part of its Plan that lies below it, and a module built around
+        an edited one has that one's. A ``deepcopy`` starts with an empty Plan; :meth:`declare` tells it.
         """
-        record = find_record(module)
-        return cls(tuple(record.edits)) if record is not None else cls()
+        return cls(tuple(Record.find(module).edits))
 
     @classmethod
     def diff(cls, a: Plan, b: Plan) -> PlanDifference:
@@ -54,34 +55,27 @@ class Plan:
             PlanError: the Plan does not fit; the module then is as it was.
         """
         record = Record.of(module)
-        before = Plan(tuple(record.edits))
-        difference = Plan.diff(before, self)
-        try:
-            for _ in difference.undo:
-                record.undo()
-            for edit in difference.redo:
-                record.apply(edit)
-        except Exception:
-            back = Plan.diff(Plan(tuple(record.edits)), before)
-            for _ in back.undo:
-                record.undo()
-            for edit in back.redo:
-                record.apply(edit)
-            raise
+        difference = Plan.diff(Plan(tuple(record.edits)), self)
+        _check_growth(module, difference.redo)
+        record.change(len(difference.undo), difference.redo)
 
     def declare(self, module: nn.Module) -> None:
-        """State that ``module`` has this Plan's shape already (a deepcopy of a compressed network, say); edits nothing."""
+        """State that ``module`` has this Plan's shape already (a deepcopy of a compressed network, say); edits nothing.
+
+        Raises:
+            PlanError: it has another shape, or a Plan of its own.
+        """
         Record.of(module).declare(self.edits)
 
     def __len__(self) -> int:
         return len(self.edits)
 
-    def __iter__(self) -> Iterator[KeepIndices | ReplaceModule]:
+    def __iter__(self) -> Iterator[PlanEdit]:
         return iter(self.edits)
 
     def to_state(self) -> dict[str, Any]:
         """Primitives and tensors, loadable with ``weights_only=True``."""
-        return {"version": VERSION, "edits": [edit_to_state(edit) for edit in self.edits]}
+        return {"version": VERSION, "edits": edits_to_state(self.edits)}
 
     @classmethod
     def from_state(cls, state: object) -> Plan:
@@ -92,13 +86,10 @@ class Plan:
         """
         if not isinstance(state, dict) or set(state) != {"version", "edits"}:
             raise PlanError("A Plan has a version and edits.")
-        if state["version"] != VERSION:
-            raise PlanError(
-                f"The Plan has version {state['version']!r}; this release reads version {VERSION}. Upgrade."
-            )
-        if not isinstance(state["edits"], list) or len(state["edits"]) > MAX_EDITS:
-            raise PlanError(f"A Plan has a list of at most {MAX_EDITS} edits.")
-        return cls(tuple(edit_from_state(edit, position) for position, edit in enumerate(state["edits"])))
+        version = state["version"]
+        if type(version) is not int or version != VERSION:
+            raise PlanError(f"The Plan has version {short(version)}; this release reads version {VERSION}. Upgrade.")
+        return cls(edits_from_state(state["edits"]))
 
 
 @dataclass(frozen=True)
@@ -106,11 +97,22 @@ class PlanDifference:
     """``common`` edits are shared; ``undo`` are to be taken back, last first; ``redo`` are to be made."""
 
     common: int
-    undo: tuple[KeepIndices | ReplaceModule, ...]
-    redo: tuple[KeepIndices | ReplaceModule, ...]
+    undo: tuple[PlanEdit, ...]
+    redo: tuple[PlanEdit, ...]
 
     def __str__(self) -> str:
         lines = [f"{self.common} edits in common"]
-        lines += [f"- {edit.label}" for edit in self.undo]
+        lines += [f"- {edit.label}" for edit in reversed(self.undo)]
         lines += [f"+ {edit.label}" for edit in self.redo]
         return "\n".join(lines)
+
+
+def _check_growth(module: nn.Module, edits: Sequence[PlanEdit]) -> None:
+    """Refuse replacements out of all proportion to the network: what they replace is kept, so each takes memory."""
+    asked = sum(edit.extent.elements for edit in edits if isinstance(edit, ReplaceModule))
+    if asked > SMALL:
+        present = sum(tensor.numel() for tensor in {id(t): t for t in named_tensors(module).values()}.values())
+        if asked > GROWTH * present:
+            raise PlanError(
+                f"The Plan puts modules of {asked:,} numbers into a network of {present:,}: no compression."
+            )

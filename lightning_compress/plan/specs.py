@@ -16,6 +16,9 @@ from lightning_compress.errors import PlanError, did_you_mean
 ModuleSpec: TypeAlias = Mapping[str, Any]
 """``{"type": name, "arguments": {...}}`` or ``{"type": "Sequential", "children": [[name, spec], ...]}``."""
 
+_Check: TypeAlias = Callable[[object], bool]
+_Arguments: TypeAlias = Mapping[str, _Check]
+
 MAX_DEPTH, MAX_MODULES, MAX_SIZE, MAX_NAME = 8, 1_000, 2**26, 1_000
 
 
@@ -30,13 +33,23 @@ def _size(value: object) -> bool:
     return type(value) is int and 1 <= value < MAX_SIZE
 
 
-def _sizes(value: object) -> bool:
-    return all(map(_size, value)) and len(value) <= 3 if isinstance(value, list | tuple) else _size(value)
+def _size_or_zero(value: object) -> bool:
+    return type(value) is int and 0 <= value < MAX_SIZE
 
 
-def _padding(value: object) -> bool:
-    values = value if isinstance(value, list | tuple) else [value]
-    return value in ("same", "valid") or (len(values) <= 3 and all(each == 0 or _size(each) for each in values))
+def _one_or(number: int, check: _Check) -> _Check:
+    """One value for all dimensions, or ``number`` of them."""
+
+    def checked(value: object) -> bool:
+        values = value if isinstance(value, list | tuple) else [value] * number
+        return len(values) == number and all(map(check, values))
+
+    return checked
+
+
+def _padding(number: int) -> _Check:
+    sizes = _one_or(number, _size_or_zero)
+    return lambda value: value in ("same", "valid") if isinstance(value, str) else sizes(value)
 
 
 def _dimension(value: object) -> bool:
@@ -52,18 +65,20 @@ def _number(value: object) -> bool:
 
 
 def _border(value: object) -> bool:
-    return value in ("zeros", "reflect", "replicate", "circular")
+    return isinstance(value, str) and value in ("zeros", "reflect", "replicate", "circular")
 
 
-_Arguments: TypeAlias = Mapping[str, Callable[[object], bool]]
+def _convolution(dimensions: int) -> _Arguments:
+    return {
+        **dict.fromkeys(["in_channels", "out_channels", "groups"], _size),
+        **dict.fromkeys(["kernel_size", "stride", "dilation"], _one_or(dimensions, _size)),
+        "padding": _padding(dimensions),
+        "bias": _flag,
+        "padding_mode": _border,
+    }
+
+
 _LINEAR: _Arguments = {"in_features": _size, "out_features": _size, "bias": _flag}
-_CONVOLUTION: _Arguments = {
-    **dict.fromkeys(["in_channels", "out_channels", "groups"], _size),
-    **dict.fromkeys(["kernel_size", "stride", "dilation"], _sizes),
-    "padding": _padding,
-    "bias": _flag,
-    "padding_mode": _border,
-}
 _NORM: _Arguments = {
     "num_features": _size,
     **dict.fromkeys(["eps", "momentum"], _number),
@@ -71,9 +86,9 @@ _NORM: _Arguments = {
 }
 _LEAVES: dict[str, tuple[type[nn.Module], _Arguments]] = {
     "Linear": (nn.Linear, _LINEAR),
-    "Conv1d": (nn.Conv1d, _CONVOLUTION),
-    "Conv2d": (nn.Conv2d, _CONVOLUTION),
-    "Conv3d": (nn.Conv3d, _CONVOLUTION),
+    "Conv1d": (nn.Conv1d, _convolution(1)),
+    "Conv2d": (nn.Conv2d, _convolution(2)),
+    "Conv3d": (nn.Conv3d, _convolution(3)),
     "BatchNorm1d": (nn.BatchNorm1d, _NORM),
     "BatchNorm2d": (nn.BatchNorm2d, _NORM),
     "BatchNorm3d": (nn.BatchNorm3d, _NORM),
@@ -180,7 +195,7 @@ def _checked(spec: object, depth: int) -> Iterator[None]:
 def _check_leaf(spec: ModuleSpec) -> None:
     kind, arguments = spec.get("type"), spec.get("arguments", {})
     if not _is_name(kind) or kind not in _LEAVES:
-        hint = did_you_mean(kind, [*_LEAVES, "Sequential"]) if _is_name(kind) else ""
+        hint = did_you_mean(str(kind), [*_LEAVES, "Sequential"]) if _is_name(kind) else ""
         raise PlanError(f"No module type {short(kind)} in a spec. {hint}")
     if not isinstance(arguments, Mapping) or not set(spec) <= {"type", "arguments"}:
         raise PlanError(f"The spec of a {kind} has the keys 'type' and 'arguments' only, not {short(list(spec))}.")

@@ -2,113 +2,118 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from reprlib import repr as short
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from lightning_compress.errors import PlanError
-from lightning_compress.plan.edits import (
-    ATTRIBUTES,
-    Attribute,
-    AttributeValue,
-    KeepIndices,
-    ReplaceModule,
-    Slice,
-    check_slice,
-)
-from lightning_compress.plan.specs import check_spec
+from lightning_compress.plan.edits import MAX_DIMENSION, MAX_SIZE, Attribute, AttributeValue, KeepIndices, Slice
+from lightning_compress.plan.replacement import ReplaceModule
 
-MAX_SLICES, MAX_NAME, MAX_DIMENSION, MAX_SIZE = 100_000, 1_000, 8, 2**31
+PlanEdit: TypeAlias = KeepIndices | ReplaceModule
+"""An edit that a Plan may hold; the others are inverses."""
+
+MAX_NAME, MAX_LABEL = 1_000, 2**20
+LIMITS = {"edits": 100_000, "slices": 2**18, "attributes": 2**18, "indices": 2**28, "modules": 20_000}
+"""What one Plan may hold in all: a small file can name one large thing many times."""
 
 
-def edit_to_state(edit: KeepIndices | ReplaceModule) -> dict[str, Any]:
-    """A dictionary of primitives and tensors that :func:`edit_from_state` reads."""
-    if isinstance(edit, ReplaceModule):
-        return {"kind": edit.kind, "label": edit.label, "module": edit.module, "spec": edit.spec}
-    slices = [[part.tensor, part.dim, part.size, part.kept] for part in edit.slices]
-    attributes = [[change.module, change.name, change.before, change.after] for change in edit.attributes]
-    return {"kind": edit.kind, "label": edit.label, "slices": slices, "attributes": attributes}
+def edits_to_state(edits: Sequence[PlanEdit]) -> list[dict[str, Any]]:
+    """Dictionaries of primitives and tensors that :func:`edits_from_state` reads."""
+    return [_edit_to_state(edit) for edit in edits]
 
 
-def edit_from_state(state: object, position: int = 0) -> KeepIndices | ReplaceModule:
-    """The edit that a file holds.
+def edits_from_state(states: object) -> tuple[PlanEdit, ...]:
+    """The edits that a file holds.
+
+    Args:
+        states: what :func:`edits_to_state` wrote; lists in the place of tensors and tuples (JSON) will do.
 
     Raises:
         PlanError: an unknown kind, a missing or surplus field, a value of another type or out of bounds.
     """
-    where = f"Edit {position} of the Plan"
-    if not isinstance(state, dict):
-        raise PlanError(f"{where} is no mapping.")
-    kind = state.get("kind")
-    reader = _READERS.get(kind) if isinstance(kind, str) else None
-    if reader is None:
-        raise PlanError(f"{where} has the unknown kind {kind!r}; known: {', '.join(_READERS)}.")
-    fields, read = reader
-    if set(state) != {"kind", "label", *fields}:
-        raise PlanError(
-            f"{where} has the fields {sorted(map(str, state))}; expected {sorted(['kind', 'label', *fields])}."
-        )
-    return read(state, where)
+    if not isinstance(states, list):
+        raise PlanError(f"A Plan has a list of edits, not {type(states).__name__}.")
+    reader = _Reader()
+    reader.take("edits", len(states))
+    return tuple(reader.edit(state, f"Edit {position} of the Plan") for position, state in enumerate(states))
 
 
-def _read_keep(state: dict[str, Any], where: str) -> KeepIndices:
-    slices = tuple(_slice(row, where) for row in _rows(state["slices"], where))
-    attributes = tuple(_attribute(row, where) for row in _rows(state["attributes"], where))
-    if not slices:
-        raise PlanError(f"{where} keeps indices of nothing.")
-    return KeepIndices(slices, attributes, _text(state["label"], where))
+def _edit_to_state(edit: PlanEdit) -> dict[str, Any]:
+    state: dict[str, Any] = {"kind": edit.kind, "label": edit.label[:MAX_LABEL]}
+    if isinstance(edit, ReplaceModule):
+        return {**state, "module": edit.module, "spec": edit.spec}
+    slices = [[part.tensor, part.dim, part.size, part.kept] for part in edit.slices]
+    attributes = [[change.module, change.name, change.before, change.after] for change in edit.attributes]
+    return {**state, "slices": slices, "attributes": attributes}
 
 
-def _read_replace(state: dict[str, Any], where: str) -> ReplaceModule:
-    check_spec(state["spec"])
-    return ReplaceModule(_text(state["module"], where), state["spec"], _text(state["label"], where))
+class _Reader:
+    """Reads the edits of one Plan and counts what it has read."""
+
+    def __init__(self) -> None:
+        self._left = dict(LIMITS)
+        self._kinds: dict[object, tuple[set[str], Callable[[dict[str, Any], str], PlanEdit]]] = {
+            KeepIndices.kind: ({"slices", "attributes"}, self._keep),
+            ReplaceModule.kind: ({"module", "spec"}, self._replace),
+        }
+
+    def take(self, what: str, number: int) -> None:
+        """Count ``number`` more of :data:`LIMITS`."""
+        self._left[what] -= number
+        if self._left[what] < 0:
+            raise PlanError(f"The Plan has more than {LIMITS[what]:,} {what}.")
+
+    def edit(self, state: object, where: str) -> PlanEdit:
+        """One edit."""
+        if not isinstance(state, dict):
+            raise PlanError(f"{where} is no mapping.")
+        kind = state.get("kind")
+        if not isinstance(kind, str) or kind not in self._kinds:
+            raise PlanError(f"{where} has the unknown kind {short(kind)}; known: {', '.join(map(str, self._kinds))}.")
+        fields, read = self._kinds[kind]
+        if set(state) != {"kind", "label", *fields}:
+            raise PlanError(f"{where} has the fields {short(list(state))}; expected kind, label, {', '.join(fields)}.")
+        return read(state, where)
+
+    def _keep(self, state: dict[str, Any], where: str) -> KeepIndices:
+        slices = tuple(self._slice(row, where) for row in self._rows("slices", state, where))
+        attributes = tuple(_attribute(row, where) for row in self._rows("attributes", state, where))
+        if not slices:
+            raise PlanError(f"{where} keeps indices of nothing.")
+        return KeepIndices(slices, attributes, _text(state["label"], where, MAX_LABEL))
+
+    def _replace(self, state: dict[str, Any], where: str) -> ReplaceModule:
+        edit = ReplaceModule(_text(state["module"], where), state["spec"], _text(state["label"], where, MAX_LABEL))
+        self.take("modules", edit.extent.modules)
+        return edit
+
+    def _rows(self, what: str, state: dict[str, Any], where: str) -> list[list[Any] | tuple[Any, ...]]:
+        rows = state[what]
+        if not isinstance(rows, list | tuple):
+            raise PlanError(f"{where} has no list of {what}.")
+        self.take(what, len(rows))
+        if not all(isinstance(row, list | tuple) and len(row) == 4 for row in rows):
+            raise PlanError(f"{where} has among its {what} one that is not four fields.")
+        return list(rows)
+
+    def _slice(self, row: Sequence[Any], where: str) -> Slice:
+        tensor, dim, size, kept = row
+        if not isinstance(kept, Tensor | list):
+            raise PlanError(f"{where}: kept indices are a tensor or a list of numbers, not {type(kept).__name__}.")
+        self.take("indices", len(kept) if isinstance(kept, list) else kept.numel())
+        if isinstance(kept, list):
+            kept = torch.tensor([_integer(index, MAX_SIZE, where) for index in kept], dtype=torch.int64)
+        name = _text(tensor, where)
+        return Slice(name, _integer(dim, MAX_DIMENSION - 1, where), _integer(size, MAX_SIZE, where), kept)
 
 
-_READERS: dict[str, tuple[set[str], Callable[[dict[str, Any], str], KeepIndices | ReplaceModule]]] = {
-    KeepIndices.kind: ({"slices", "attributes"}, _read_keep),
-    ReplaceModule.kind: ({"module", "spec"}, _read_replace),
-}
-
-
-def _slice(row: list[Any], where: str) -> Slice:
-    tensor, dim, size, kept = row
-    part = Slice(
-        _text(tensor, where),
-        _integer(dim, MAX_DIMENSION, where),
-        _integer(size, MAX_SIZE, where),
-        _indices(kept, where),
-    )
-    check_slice(part)
-    return part
-
-
-def _attribute(row: list[Any], where: str) -> Attribute:
+def _attribute(row: Sequence[Any], where: str) -> Attribute:
     module, name, before, after = row
-    if name not in ATTRIBUTES:
-        raise PlanError(f"{where} sets the attribute {name!r}, which no edit may.")
-    return Attribute(_text(module, where), name, _value(before, where), _value(after, where))
-
-
-def _rows(value: object, where: str) -> list[list[Any]]:
-    if not isinstance(value, list | tuple) or len(value) > MAX_SLICES:
-        raise PlanError(f"{where} has no list of at most {MAX_SLICES} slices.")
-    if not all(isinstance(row, list | tuple) and len(row) == 4 for row in value):
-        raise PlanError(f"{where} has a slice or attribute that is not four fields.")
-    return [list(row) for row in value]
-
-
-def _text(value: object, where: str) -> str:
-    if not isinstance(value, str) or len(value) > MAX_NAME:
-        raise PlanError(f"{where}: expected a name of at most {MAX_NAME} characters, got {type(value).__name__}.")
-    return value
-
-
-def _integer(value: object, limit: int, where: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < limit:
-        raise PlanError(f"{where}: expected a number from 0 to {limit - 1}, got {value!r}.")
-    return value
+    return Attribute(_text(module, where), _text(name, where), _value(before, where), _value(after, where))
 
 
 def _value(value: object, where: str) -> AttributeValue:
@@ -117,9 +122,13 @@ def _value(value: object, where: str) -> AttributeValue:
     return _integer(value, MAX_SIZE, where)
 
 
-def _indices(value: object, where: str) -> Tensor:
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    if not isinstance(value, list) or len(value) >= MAX_SIZE or not all(type(index) is int for index in value):
-        raise PlanError(f"{where}: kept indices are a tensor or a list of numbers.")
-    return torch.tensor([_integer(index, MAX_SIZE, where) for index in value], dtype=torch.int64)
+def _text(value: object, where: str, limit: int = MAX_NAME) -> str:
+    if not isinstance(value, str) or len(value) > limit:
+        raise PlanError(f"{where}: expected a text of at most {limit} characters, got {short(value)}.")
+    return value
+
+
+def _integer(value: object, largest: int, where: str) -> int:
+    if type(value) is not int or not 0 <= value <= largest:
+        raise PlanError(f"{where}: expected a number from 0 to {largest}, got {short(value)}.")
+    return value

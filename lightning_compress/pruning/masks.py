@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -78,11 +78,17 @@ class Masks:
             self._keep[name].to(tensor.device), tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device)
         )
 
-    def follow(self, edit: Edit) -> None:
-        """Shrink with the network; a parameter that is gone loses its mask."""
-        names = dict(self._module.named_parameters())
-        self._keep = {name: edit.carry(name, keep) for name, keep in self._keep.items() if name in names}
+    def follow(self, edit: Edit) -> Callable[[], None]:
+        """Shrink with the network; a parameter that is gone loses its mask. Returns what takes that back."""
+        former, names = self._keep, dict(self._module.named_parameters())
+        self._keep = {name: edit.carry(name, keep) for name, keep in former.items() if name in names}
         self._bind()
+
+        def back() -> None:
+            self._keep = former
+            self._bind()
+
+        return back
 
     def to_state(self) -> dict[str, Any]:
         """One bit an entry, for a checkpoint."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_compress.errors import CompressionError, did_you_mean
 from lightning_compress.pruning.evidence import Criterion, Evidence, needs_of
 from lightning_compress.pruning.neurons import COUNTS, Count, Selection, judge, select, weights_of_units
+from lightning_compress.random_states import isolated_random_states
 from lightning_compress.registry import resolve
 from lightning_compress.surgery import (
     Groups,
@@ -20,7 +21,6 @@ from lightning_compress.surgery import (
     find_groups,
     gather,
     group_zero_share,
-    isolated_random_states,
 )
 from lightning_compress.training import GradualCallback, Recovery, Schedule
 from lightning_compress.training.schedule import Shape

@@ -14,8 +14,8 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.pruning.evidence import Criterion, Evidence, needs_of
 from lightning_compress.pruning.masks import Masks, keep_top
 from lightning_compress.pruning.targets import find_weights
+from lightning_compress.random_states import isolated_random_states
 from lightning_compress.registry import resolve
-from lightning_compress.surgery import isolated_random_states
 from lightning_compress.training import GradualCallback, Recovery, Schedule
 from lightning_compress.training.schedule import Shape
 

@@ -1,4 +1,4 @@
-"""One honest report of a run: what was done to the network, and what is left of it; as data, page, figures and table."""
+"""The report of a run: what was done to the network, and what is left of it; as data, page, figures and tables."""
 
 from lightning_compress.report.collect import collect_environment, collect_layers, collect_network, to_report_entries
 from lightning_compress.report.figures import draw_history, draw_layers, to_png, to_svg

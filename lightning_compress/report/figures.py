@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from io import BytesIO, StringIO
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -14,12 +15,21 @@ from matplotlib.figure import Figure
 from lightning_compress.report.history import Event, History
 from lightning_compress.report.report import Report
 
-BLUE, ORANGE, GREEN, RED = "#3b7dc4", "#d9822b", "#2a9d78", "#c8453b"  # apart for the colour-blind, on light and dark
+BLUE, ORANGE, GREEN, RED, PURPLE = (
+    "#3b7dc4",
+    "#d9822b",
+    "#2a9d78",
+    "#c8453b",
+    "#8d6bb8",
+)  # apart for the colour-blind, on light and dark
 INK, FAINT = "#1f2933", "#8a94a0"
-_RC = {
+_RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9.5,
+    "legend.fontsize": 9,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": FAINT,
@@ -37,94 +47,112 @@ _RC = {
 def draw_history(history: History, monitor: str) -> Figure:
     """Metric and size over time, with every cut, recovery and rollback marked."""
     with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(8.4, 4.6), layout="constrained")
+        figure = Figure(figsize=(8.4, 5), layout="constrained")
         FigureCanvasAgg(figure)
-        metric, size = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        metric, size = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1))
         _draw_metric(metric, history, monitor)
         _draw_size(size, history)
-        _draw_stages((metric, size), history)
+        for axes in (metric, size):
+            _draw_moments(axes, history)
+        for name, time in history.stages:
+            _write(size, name, (time, 0), (5, 4), FAINT, xycoords=("data", "axes fraction"))
         size.set_xlabel("epochs since the run began")
-        size.set_xlim(0, max(history.end, 1) * 1.13)
+        size.set_xlim(0, max(history.end, 1) * 1.12)
+        size.set_xticks([tick for tick in size.get_xticks() if tick <= history.end])
     return figure
 
 
 def _draw_metric(axes: Axes, history: History, monitor: str) -> None:
     times, values = _columns(history.metric)
     axes.plot(times, values, color=BLUE, linewidth=1.5)
-    if values:
-        _label(axes, history.end, values[-1], f"{monitor}\n{values[-1]:.4f}", BLUE)
-        low, high = _central_range(values)
-        axes.set_ylim(low, high)
     for time, value in history.reference:
         axes.plot([time, history.end], [value, value], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set_title(f"{monitor} on validation data", loc="left", fontsize=10.5, fontweight="bold")
+        _write(axes, f"before the cuts {value:.4g}", (history.end, value), (0, 3), FAINT, ha="right")
+    if values:
+        _write(axes, f"{values[-1]:.4f}", (history.end, values[-1]), (6, 0), BLUE, va="center", fontweight="bold")
+        axes.set_ylim(*_central_range([*values, *(value for _, value in history.reference)]))
+    axes.set_title(f"{monitor} on validation data", loc="left")
 
 
 def _draw_size(axes: Axes, history: History) -> None:
-    for name, curve in history.removed.items():
+    """What is left, on a logarithmic axis: cuts that each take the same share are then steps of the same height."""
+    lowest = 100.0
+    for (name, curve), color in zip(history.removed.items(), (ORANGE, PURPLE), strict=False):
         times, removed = _columns(curve)
         left = [100 * (1 - share) for share in removed]
-        times, left = [0.0, *times, history.end], [100.0, *left, left[-1]]
-        axes.step(times, left, where="post", color=ORANGE, linewidth=1.5)
-        _label(axes, history.end, left[-1], f"{left[-1]:.1f} % left" + (f"\n{name}" if len(history.removed) > 1 else ""), ORANGE)
-    _mark(axes, history.events, "cut", "|", ORANGE, "cut")
-    _mark(axes, history.events, "recovery", ".", GREEN, "recovered")
+        axes.step([0.0, *times, history.end], [100.0, *left, left[-1]], where="post", color=color, linewidth=1.5)
+        text = f"{left[-1]:.1f} %" + (f"\n{name}" if len(history.removed) > 1 else "")
+        _write(axes, text, (history.end, left[-1]), (6, 0), color, va="center", fontweight="bold")
+        lowest = min(lowest, *left)
+    _mark(axes, history.events, "recovery", ".", GREEN, "recovered: the next cut may come")
     _mark(axes, history.events, "rollback", "X", RED, "rolled back")
-    axes.set_ylim(0, 118)
-    axes.set_yticks([0, 50, 100], ["0", "50", "100 %"])
-    axes.set_title("what is left of what was to be compressed", loc="left", fontsize=10.5, fontweight="bold")
-    if history.events:
-        axes.legend(loc="upper left", ncols=3, frameon=False, fontsize=9, handletextpad=0.2, columnspacing=1.2)
+    ticks = [tick for tick in (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1) if tick >= lowest * 0.8]
+    axes.set_yscale("log")
+    axes.set_ylim(min(lowest * 0.6, 60), 115)
+    axes.set_yticks(ticks, [f"{tick:g} %" for tick in ticks])
+    axes.set_yticks([], minor=True)
+    axes.set_title("left of what is being compressed", loc="left")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(
+            loc="lower right",
+            bbox_to_anchor=(1, 1),
+            ncols=2,
+            frameon=False,
+            handletextpad=0.1,
+            columnspacing=1,
+            borderaxespad=0.1,
+        )
+
+
+def _draw_moments(axes: Axes, history: History) -> None:
+    """Lines where a stage begins and where a cut was taken back; the axis ends with the run."""
+    for _, time in history.stages[1:]:
+        axes.axvline(time, color=FAINT, linewidth=0.8)
+    for event in history.events:
+        if event.kind == "rollback":
+            axes.axvline(event.time, color=RED, linewidth=0.8, alpha=0.35)
+    axes.spines["bottom"].set_bounds(0, history.end)
 
 
 def _mark(axes: Axes, events: Sequence[Event], kind: str, marker: str, color: str, label: str) -> None:
     """Marks lie at what was left when it happened."""
-    marks = [(event.time, 100 * (1 - event.reached)) for event in events if event.kind == kind and event.reached is not None]
+    marks = [
+        (event.time, 100 * (1 - event.reached)) for event in events if event.kind == kind and event.reached is not None
+    ]
     if marks:
         times, left = _columns(marks)
-        axes.plot(times, left, marker, color=color, markersize=8 if marker == "|" else 6, label=label)
-
-
-def _draw_stages(panels: Sequence[Axes], history: History) -> None:
-    for name, time in history.stages:
-        for axes in panels:
-            if time:
-                axes.axvline(time, color=FAINT, linewidth=0.8)
-        panels[0].annotate(
-            name, (time, 0), xycoords=("data", "axes fraction"), xytext=(4, 4), textcoords="offset points", color=FAINT
-        )
+        axes.plot(times, left, marker, color=color, markersize=7, label=label)
 
 
 def draw_layers(report: Report) -> Figure:
-    """Weights of each layer before and after, as bars on a logarithmic axis."""
+    """Weights of each layer that are not zero, before and after, as bars."""
     after = {layer.name: layer.kept for layer in report.after.layers}
     layers = report.before.layers
+    largest = max((layer.weights for layer in layers), default=1)
     with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(8.4, 1.1 + 0.42 * len(layers)), layout="constrained")
+        figure = Figure(figsize=(8.4, 0.6 + 0.36 * max(len(layers), 1)), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         for row, layer in enumerate(layers):
             kept = after.get(layer.name, 0)
-            axes.barh(row, layer.weights, height=0.62, color=BLUE, alpha=0.28)
+            axes.barh(row, layer.weights, height=0.62, color=BLUE, alpha=0.25)
             axes.barh(row, kept, height=0.62, color=BLUE)
             text = f"{layer.weights:,} → {kept:,}  ({kept / layer.weights:.1%})"
-            axes.annotate(text, (layer.weights, row), xytext=(6, 0), textcoords="offset points", va="center")
+            _write(axes, text, (layer.weights, row), (6, 0), INK, va="center")
         axes.set_yticks(range(len(layers)), [layer.name for layer in layers])
+        axes.set_xticks([])
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
-        axes.set_xscale("log")
-        largest = max((layer.weights for layer in layers), default=1)
-        axes.set_xlim(1, largest**1.32)
-        axes.spines["left"].set_visible(False)
+        axes.set_xlim(0, largest * 1.42)
+        axes.spines[:].set_visible(False)
         axes.set_title(
-            f"weights that are not zero: {report.before.stage} (light) and {report.after.stage} (full)",
-            loc="left", fontsize=10.5, fontweight="bold",
+            f"weights that are not zero, after {report.before.stage} and after {report.after.stage}", loc="left"
         )
     return figure
 
 
 def to_svg(figure: Figure, name: str) -> str:
-    """An ``<svg>`` element for a page: ink takes the page's text colour; ``name`` keeps its ids apart from other figures'."""
+    """An ``<svg>`` element for a page: ink takes the page's text colour, ``name`` keeps its ids apart."""
     target = StringIO()
     with matplotlib.rc_context({**_RC, "svg.hashsalt": name}):
         figure.savefig(target, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -147,8 +175,10 @@ def _columns(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[fl
     return [x for x, _ in pairs], [y for _, y in pairs]
 
 
-def _label(axes: Axes, x: float, y: float, text: str, color: str) -> None:
-    axes.annotate(text, (x, y), xytext=(6, 0), textcoords="offset points", va="center", color=color, fontweight="bold")
+def _write(
+    axes: Axes, text: str, place: tuple[float, float], offset: tuple[float, float], color: str, **options: Any
+) -> None:
+    axes.annotate(text, place, xytext=offset, textcoords="offset points", color=color, **options)
 
 
 def _central_range(values: Sequence[float]) -> tuple[float, float]:

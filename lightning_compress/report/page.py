@@ -13,7 +13,8 @@ from lightning_compress.report.report import Report
 from lightning_compress.report.table import layer_row, network_rows
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1f2933; --faint: #66717e; --line: #dfe3e8; --paper: #fdfdfc; --panel: #f4f5f6; }
+:root { color-scheme: light dark;
+  --ink: #1f2933; --faint: #66717e; --line: #dfe3e8; --paper: #fdfdfc; --panel: #f4f5f6; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e4e7eb; --faint: #98a2ae; --line: #343b44; --paper: #16191d; --panel: #1e2227; }
 }
@@ -22,7 +23,8 @@ body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 54rem; backgroun
   font: 16px/1.55 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .4rem; } h2 { font-size: 1.1rem; margin: 2.4rem 0 .6rem; }
 p { margin: .4rem 0; } .faint { color: var(--faint); }
-figure { margin: 1rem 0; } svg { display: block; width: 100%; height: auto; } svg text { font-family: inherit !important; }
+figure { margin: 1rem 0; } svg { display: block; width: 100%; height: auto; }
+svg text { font-family: inherit !important; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
@@ -70,8 +72,8 @@ def _heading(report: Report) -> str:
     stages = " → ".join(f"{network.stage} ({network.epochs} epochs)" for network in report.networks)
     return (
         f"<h1>{escape(summary_sentence(report))}</h1>\n"
-        f'<p class="faint">Recipe {escape(report.recipe)}, seed {report.seed}. {escape(stages)}. One run: the difference '
-        "between two seeds is not in these figures.</p>\n"
+        f'<p class="faint">Recipe {escape(report.recipe)}, seed {report.seed}. {escape(stages)}. '
+        "One run: the difference between two seeds is not in these figures.</p>\n"
     )
 
 
@@ -83,17 +85,17 @@ def _figure(svg: str) -> str:
     return f"<figure>{svg}</figure>"
 
 
-def _table(heading: Sequence[str], rows: Iterable[Sequence[str]], css: str = "") -> str:
+def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
-    return f'<div class="scroll"><table class="{css}"><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
 
 
 def _network_table(report: Report) -> str:
     rows = network_rows(report.before, report.after)
     note = (
-        '<p class="faint">MACs are multiply-accumulates for one sample, and bytes those of the tensors, both with the zeros '
-        "counted: zeros make a network smaller only in a format that leaves them out.</p>"
+        '<p class="faint">MACs are multiply-accumulates for one sample, and bytes those of the tensors, both with the '
+        "zeros counted: zeros make a network smaller only in a format that leaves them out.</p>"
     )
     return _table(("network", report.before.stage, report.after.stage, ""), rows) + note
 
@@ -110,21 +112,24 @@ def _layer_table(report: Report) -> str:
 def _deeds(report: Report) -> str:
     asked = "".join(f"<p>{escape(str(end['text']))}.</p>\n" for end in report.asked_and_reached)
     plan = "".join(f"<li>{escape(line)}</li>" for line in report.plan)
-    edits = f"<ol>{plan}</ol>" if plan else "<p>No layer changed its shape.</p>"
+    number = len(report.plan)
+    summary = f"<summary>Plan: {number} edits of shape</summary>"
+    edits = f"<details{' open' * (number <= 12)}>{summary}<ol>{plan}</ol></details>\n"
     told = [entry for entry in report.journal if entry["kind"] != "measurement"]
     rows = "".join(_journal_row(entry) for entry in told)
     journal = f'<div class="scroll"><table class="journal"><tbody>{rows}</tbody></table></div>'
     return (
-        f"{asked}<details{' open' if 0 < len(report.plan) <= 12 else ''}><summary>Plan: {len(report.plan)} edits of shape"
-        f"</summary>{edits}</details>\n<details open><summary>Journal: {len(told)} entries, and a measurement after each "
-        f"epoch</summary>{journal}</details>"
+        f"{asked}{edits * (number > 0)}<details open><summary>Journal: {len(told)} entries, and a measurement after "
+        f"each epoch</summary>{journal}</details>"
     )
 
 
 def _journal_row(entry: Mapping[str, Any]) -> str:
     time = "" if entry["epoch"] is None else f"epoch {entry['epoch']:.4g}"
     kind = escape(str(entry["kind"]))
-    return f'<tr><td class="faint">{time}</td><td class="{kind}">{kind}</td><td>{escape(str(entry["text"]))}</td></tr>\n'
+    return (
+        f'<tr><td class="faint">{time}</td><td class="{kind}">{kind}</td><td>{escape(str(entry["text"]))}</td></tr>\n'
+    )
 
 
 def _provenance(report: Report) -> str:

@@ -32,20 +32,21 @@ class OptimizerBinding:
         self._optimizers = list(optimizers)
         self._names = _names_of(module)
 
-    def check(self, edit: Edit) -> None:
-        """Refuse an edit that some optimizer's state cannot follow.
+    def follow(self, edit: Edit) -> Callable[[], None]:
+        """Put the module's present parameters where the former ones were; cut their state as ``edit`` cut them.
+
+        Returns:
+            What puts groups and state back as they were.
 
         Raises:
-            CompressionError: state that is not shaped like its parameter (a factored second moment).
+            CompressionError: state that is not shaped like its parameter (a factored second moment); nothing is touched.
         """
         for parameter, names in self._names.items():
             if not edit.touched.isdisjoint(names):
                 for optimizer in self._optimizers:
                     _check_state(optimizer, names[0], parameter)
-
-    def follow(self, edit: Edit) -> None:
-        """Put the module's present parameters where the former ones were; cut their state as ``edit`` cut them."""
-        former, self._names = self._names, _names_of(self._module)
+        former, back = self._names, self._back()
+        self._names = _names_of(self._module)
         present = {name: parameter for parameter, names in self._names.items() for name in names}
         successors = {old: _successor(names, present) for old, names in former.items()}
         added = [parameter for parameter in self._names if parameter not in {*former, *successors.values()}]
@@ -58,6 +59,21 @@ class OptimizerBinding:
                     state = optimizer.state.pop(old)
                     if new is not None:
                         optimizer.state[new] = _carry_state(edit, name, old, state)
+        return back
+
+    def _back(self) -> Callable[[], None]:
+        names = self._names
+        kept = [([list(g["params"]) for g in opt.param_groups], dict(opt.state)) for opt in self._optimizers]
+
+        def back() -> None:
+            self._names = names
+            for optimizer, (groups, state) in zip(self._optimizers, kept, strict=True):
+                optimizer.state.clear()
+                optimizer.state.update(state)
+                for group, parameters in zip(optimizer.param_groups, groups, strict=True):
+                    group["params"] = parameters
+
+        return back
 
     def get_state(self) -> OptimizerState:
         """Copies of what the optimizers keep, by parameter name; learning rates and schedules are not part of it."""

@@ -125,6 +125,23 @@ def test_factored_state_is_refused_and_nothing_is_changed():
     assert len(lc.Plan.of(net)) == 0
 
 
+def test_an_edit_that_a_later_follower_cannot_follow_leaves_the_optimizer_as_it_was():
+    class Stubborn:
+        def follow(self, edit):
+            raise RuntimeError("no")
+
+    net, edit = network_and_edit()
+    optimizer = torch.optim.Adam(net.parameters())
+    step(net, optimizer, torch.randn(8, 4))
+    before, state = list(net.parameters()), {k: dict(v) for k, v in optimizer.state.items()}
+    record = Record.of(net)
+    record.followers += [OptimizerBinding(net, [optimizer]), Stubborn()]
+    with pytest.raises(RuntimeError, match="no"):
+        record.apply(edit)
+    assert all(a is b for a, b in zip(before, optimizer.param_groups[0]["params"], strict=True))
+    assert all(same(state[p], dict(optimizer.state[p])) for p in before)
+
+
 def test_tied_parameters_stay_one():
     net = nn.ModuleDict({"embed": nn.Linear(5, 4, bias=False), "out": nn.Linear(5, 4, bias=False)})
     net["out"].weight = net["embed"].weight
@@ -133,7 +150,7 @@ def test_tied_parameters_stay_one():
     optimizer.step()
     record = Record.of(net)
     record.followers.append(OptimizerBinding(net, [optimizer]))
-    record.apply(KeepIndices((Slice("out.weight", 0, 4, torch.tensor([1, 2])),)))
+    record.apply(KeepIndices((Slice("embed.weight", 0, 4, torch.tensor([1, 2])),)))
     assert net["out"].weight is net["embed"].weight is optimizer.param_groups[0]["params"][0]
     assert optimizer.state[net["out"].weight]["exp_avg"].shape == (2, 5)
 

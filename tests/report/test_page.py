@@ -1,0 +1,121 @@
+"""The page, its figures and the tables: whole, self-contained, safe."""
+
+from dataclasses import replace
+from html.parser import HTMLParser
+from io import StringIO
+from xml.etree import ElementTree
+
+import matplotlib
+import pytest
+from rich.console import Console
+from sample_report import make_report
+
+from lightning_compress.report import (
+    Layer,
+    draw_history,
+    draw_layers,
+    layer_table,
+    network_table,
+    read_history,
+    render_page,
+    to_png,
+    to_svg,
+)
+
+
+class Reader(HTMLParser):
+    VOID = frozenset({"meta", "br", "use", "path", "rect"})
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids, self.addresses, self.scripts = [], [], [], 0
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        self.addresses += [v for k, v in attrs if k in ("src", "href", "xlink:href")]
+        self.scripts += tag == "script"
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def read(page):
+    reader = Reader()
+    reader.feed(page)
+    return reader
+
+
+def test_page_is_whole_and_needs_nothing_from_outside():
+    reader = read(render_page(make_report()))
+    assert reader.open == []
+    assert reader.scripts == 0
+    assert all(address.startswith("#") for address in reader.addresses)
+    assert len(reader.ids) == len(set(reader.ids))
+
+
+def test_page_tells_what_was_asked_and_each_rollback():
+    page = render_page(make_report())
+    for words in ("asked for 80% sparsity, reached 50%", "back from 80% to 50%", "50% is the ceiling", "1.8x fewer"):
+        assert words in page
+
+
+def test_everything_from_outside_is_escaped():
+    evil = "<script>alert(1)</script>&"
+    report = replace(make_report(recipe=evil), command=evil, plan=(evil,), config={"a": evil}, environment={evil: evil})
+    network = replace(report.networks[0], layers=(Layer(evil, (1, 1), 1, 1),), stage=evil)
+    report = replace(report, networks=(network, report.networks[1]), journal=({**report.journal[0], "text": evil},))
+    page = render_page(report)
+    assert read(page).scripts == 0
+    assert "<script" not in page
+
+
+def test_figures_mark_rollbacks_and_name_values():
+    history = read_history(make_report())
+    svg = to_svg(draw_history(history, "val_acc"), "history")
+    ElementTree.fromstring(svg)
+    assert "rolled back" in svg
+    assert "50.0 %" in svg
+    assert "currentColor" in svg
+
+
+def test_figures_are_the_same_each_time_and_leave_matplotlib_as_it_was():
+    before = dict(matplotlib.rcParams)
+    drawings = {to_svg(draw_layers(make_report()), "layers") for _ in range(2)}
+    assert len(drawings) == 1
+    assert to_png(draw_layers(make_report())).startswith(b"\x89PNG")
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_run_without_compression_has_a_page_too():
+    report = make_report()
+    read(render_page(replace(report, networks=report.networks[:1], journal=report.journal[:3])))
+
+
+def shown(table, width=100):
+    console = Console(file=StringIO(), width=width)
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_tables_show_before_and_after():
+    report = make_report()
+    assert "50.0%" in shown(layer_table(report))
+    text = shown(network_table(report))
+    assert "1.8x fewer" in text
+    assert "-0.0050" in text
+
+
+@pytest.mark.parametrize(("after", "words"), [((), "gone"), ((Layer("fc", (5, 10), 50, 50),), "(5x10)")])
+def test_layer_that_shrank_or_went_is_told(after, words):
+    report = make_report()
+    report = replace(report, networks=(report.networks[0], replace(report.networks[1], layers=after)))
+    assert words in shown(layer_table(report))
