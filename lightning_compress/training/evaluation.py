@@ -21,10 +21,11 @@ def evaluate_copy(trainer: L.Trainer, module: L.LightningModule) -> dict[str, fl
     """
     if not trainer.val_dataloaders:
         raise CompressionError("Recovery needs validation data: give the fit a val_dataloader and a validation_step.")
+    index = trainer.strategy.root_device.index
     with isolated_random_states(), _quiet():
         validator = L.Trainer(
             accelerator=trainer.accelerator.__class__.__name__.removesuffix("Accelerator").lower(),
-            devices=1,
+            devices=1 if index is None else [index],
             precision=trainer.precision,
             logger=False,
             enable_checkpointing=False,

@@ -160,7 +160,8 @@ class GradualCallback(CompressionCallback):
         value = self.session.from_first(lambda: recovery.read(trainer.callback_metrics))
         verdict = self._gate.observe(value)
         if verdict == "recovered":
-            self._confirm(f"{recovery.monitor} is back at {value:.4g} after {self._gate.checks} validations", value)
+            took = f"{self._gate.checks} validation{'s' * (self._gate.checks > 1)}"
+            self._confirm(f"{recovery.monitor} is back at {value:.4g} after {took}", value)
         elif verdict == "failed" and recovery.on_failure == "continue":
             self._confirm(f"{recovery.monitor} stayed at {value:.4g}; kept all the same", value)
         elif verdict == "failed":
