@@ -111,7 +111,12 @@ def fit(module, *callbacks, ckpt_path=None, train=None, validation=True, **kwarg
     runner = trainer(*callbacks, **kwargs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        runner.fit(module, train or loader(), validation_loader() if validation else None, ckpt_path=ckpt_path)
+        runner.fit(
+            module,
+            loader() if train is None else train,
+            validation_loader() if validation else None,
+            ckpt_path=ckpt_path,
+        )
     return runner
 
 

@@ -136,7 +136,7 @@ class CompressionCallback(Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take up a fit at an epoch boundary where it stopped."""
         if self.session.leads(self):
-            self.session.time = float(trainer.current_epoch)
+            self.session.keep_time(0)
             self.session.resume.on_train_epoch_start(trainer)
 
     def on_train_batch_start(
@@ -144,7 +144,7 @@ class CompressionCallback(Callback):
     ) -> None:
         """Keep the time."""
         if self.session.leads(self):
-            self.session.time = trainer.current_epoch + batch_idx / trainer.num_training_batches
+            self.session.keep_time(batch_idx)
             self.session.resume.on_train_batch_start()
 
     def on_train_batch_end(
@@ -152,7 +152,7 @@ class CompressionCallback(Callback):
     ) -> None:
         """Keep the time."""
         if self.session.leads(self):
-            self.session.time = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
+            self.session.keep_time(batch_idx + 1)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the validation's figures into the Journal."""

@@ -140,6 +140,8 @@ class GradualCallback(CompressionCallback):
                 stacklevel=2,
             )
         self._targets = self.schedule.targets(self.final, horizon=self._horizon, max_step=self.max_step)
+        if self._gate is None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._check_moments(self._horizon * trainer.num_training_batches / trainer.accumulate_grad_batches)
         if self._gate is not None and self._gate.waiting:
             self.session.unconfirmed = self
 
@@ -272,6 +274,15 @@ class GradualCallback(CompressionCallback):
                     "decision", f"{self.state_key}: the next step is {self._gate.scale:g} of the scheduled one"
                 )
 
+    def _check_moments(self, moments: float) -> None:
+        """Refuse a fit that has fewer steps than the schedule has cuts."""
+        if len(self._targets) > moments:
+            limit = DEFAULT_MAX_STEP if self.max_step is None else self.max_step
+            raise CompressionError(
+                f"{self.state_key} needs {len(self._targets)} cuts of at most {limit:.0%} of what is left, and the fit "
+                f"has only {moments:.0f} steps. Train longer, or allow larger cuts with max_step."
+            )
+
     def _summary(self) -> str:
         return f"asked for {self.final:.2%} {self.quantity}, reached {self._reached:.2%}"
 
@@ -279,13 +290,16 @@ class GradualCallback(CompressionCallback):
 def length_of_fit(trainer: L.Trainer, who: str) -> float:
     """Length of the fit in epochs, from ``max_epochs`` and ``max_steps``.
 
+    Where the data are a stream without a length, ``max_steps`` are one epoch.
+
     Raises:
         CompressionError: the fit has no end.
     """
     epochs = float("inf") if trainer.max_epochs in (None, -1) else float(trainer.max_epochs or 0)
     if trainer.max_steps != -1:
         steps_per_epoch = max(1, trainer.num_training_batches / trainer.accumulate_grad_batches)
-        epochs = min(epochs, trainer.max_steps / steps_per_epoch)
+        stream = trainer.num_training_batches == float("inf")
+        epochs = 1.0 if stream else min(epochs, trainer.max_steps / steps_per_epoch)
     if epochs == float("inf"):
         raise CompressionError(f"{who} has no end to schedule towards: give the Trainer max_epochs or max_steps.")
     return epochs

@@ -39,7 +39,8 @@ class OptimizerBinding:
             What puts groups and state back as they were.
 
         Raises:
-            CompressionError: state that is not shaped like its parameter (a factored second moment); nothing is touched.
+            CompressionError: state that is not shaped like its parameter (a factored second moment); nothing is
+                touched.
         """
         for parameter, names in self._names.items():
             if not edit.touched.isdisjoint(names):

@@ -135,7 +135,8 @@ def _within(targets: list[Target], end: float, limit: float, *, fixed: bool) -> 
             share = (target.value - before) / (1 - before)
             raise CompressionError(
                 f"The cut from {before:.1%} to {target.value:.1%} takes {share:.1%} of what is left; max_step is "
-                f"{limit:.0%}. Use more cuts (schedule='iterative'), or allow it with max_step={ceil(share * 100) / 100:g}."
+                f"{limit:.0%}. Use more cuts (schedule='iterative'), or allow it with "
+                f"max_step={ceil(share * 100) / 100:g}."
             )
         until = targets[position + 1].time if position + 1 < len(targets) else max(end, target.time)
         for k in range(count):

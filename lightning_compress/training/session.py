@@ -110,6 +110,17 @@ class Session:
         for callback in list(self.callbacks):
             self.leave(callback)
 
+    def keep_time(self, batches: int) -> None:
+        """``batches`` of the running epoch are done; in a stream without a length the whole fit counts as one epoch."""
+        trainer = self.trainer
+        assert trainer is not None
+        if trainer.num_training_batches < float("inf"):
+            self.time = trainer.current_epoch + batches / trainer.num_training_batches
+        elif trainer.max_steps != -1:
+            self.time = trainer.global_step / trainer.max_steps
+        else:
+            self.time = float(trainer.current_epoch)
+
     def leads(self, callback: CompressionCallback) -> bool:
         """Whether ``callback`` is the one that does what is to be done once per Session."""
         return bool(self.callbacks) and self.callbacks[0] is callback

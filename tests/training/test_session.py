@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import (
 )
 from support import ConvNet, User, digits, every_epoch, fit, loader, same, trainer, validation_loader
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 import lightning_compress as lc
 from lightning_compress.training import Replay, Session
@@ -356,3 +357,38 @@ def test_tracing_takes_no_sample_out_of_the_fit(kind):
         runs.append([labels for labels in seen if len(labels) == 40])
     assert runs[0] == runs[1]
     assert len(runs[0]) == 10
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(loader(shuffle=False).dataset)
+
+
+@pytest.mark.parametrize("length", [{"max_epochs": 10}, {"max_epochs": -1, "max_steps": 90}])
+@pytest.mark.parametrize("pruning", [lambda: lc.WeightPruning(0.6), lambda: lc.NeuronPruning(0.4, criterion="apoz")])
+def test_streams_without_a_length(pruning, length):
+    callback = pruning()
+    fit(User(), callback, train=DataLoader(Stream(), batch_size=40), **length)
+    assert callback.reached == pytest.approx(callback.final, abs=0.02)
+
+
+def test_a_fit_with_fewer_steps_than_cuts_is_refused():
+    with pytest.raises(lc.CompressionError, match=r"needs 11 cuts of at most 20% .* fit has only 3 steps"):
+        fit(User(), lc.WeightPruning(0.9, schedule="iterative"), train=loader(batch_size=400), max_epochs=3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fast_dev_run": True},
+        {"overfit_batches": 3, "max_epochs": 8},
+        {"val_check_interval": 0.25, "max_epochs": 5},
+        {"check_val_every_n_epoch": 2, "max_epochs": 12},
+        {"reload_dataloaders_every_n_epochs": 1, "max_epochs": 5},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_of_the_trainer_work_with_a_gate(options):
+    callback = lc.NeuronPruning(0.4, recover=lc.Recovery("val_acc", tolerance=0.1, patience=3))
+    fit(User(), callback, **options)
+    assert callback.on_target or "fast_dev_run" in options
