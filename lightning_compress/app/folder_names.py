@@ -16,7 +16,7 @@ def folder_name(overrides: str) -> str:
     >>> folder_name("")
     'default'
     >>> folder_name("data.shares=[0.6,0.2,0.2]")
-    'data.shares=_0.6,0.2,0.2_-7d1bb0'
+    'data.shares=_0.6,0.2,0.2_-052c73'
     """
     plain = re.sub(r"[^A-Za-z0-9=,._+-]+", "_", overrides)
     if plain == overrides and len(plain) <= LONGEST:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
-from lightning.pytorch.loggers.logger import DummyExperiment
+from lightning.pytorch.loggers.logger import DummyLogger
 from omegaconf import DictConfig
 
 T = TypeVar("T")
@@ -79,7 +79,7 @@ class GuardedLogger(Logger):
     def experiment(self) -> Any:
         """The other logger's own object; once that has failed, one that takes any call and does nothing."""
         experiment = self.attempt(lambda inner: inner.experiment)
-        return DummyExperiment() if self.failed else experiment
+        return DummyLogger().experiment if self.failed else experiment
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Pass on, counted from the start of the run."""

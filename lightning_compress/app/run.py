@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def run(config: DictConfig) -> None:
     stages = read_stages(config)
     check_values(config)
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
-    with quiet(), folder.lock():
+    with quiet(), folder.lock(), _threads(config.threads):
         if config.fresh:
             folder.clear()
         folder.claim(_resolved(config))
@@ -60,6 +61,17 @@ def run(config: DictConfig) -> None:
         if not finished:
             _execute(config, stages, folder, console)
         _show(Report.from_json(folder.report.read_text()), folder, console, finished=finished)
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """As many threads as asked for; another number may add up in another order, and give other last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _resolved(config: DictConfig) -> dict[str, Any]:

@@ -61,7 +61,8 @@ def _cost_rows(reports: Sequence[Report]) -> list[tuple[str, ...]]:
     for name, label in COSTS.items():
         before, after = [r.before.cost[name] for r in reports], [r.after.cost[name] for r in reports]
         factors = [a / b for a, b in zip(before, after, strict=True)]
-        change = f"{min(factors):.1f}x to {max(factors):.1f}x fewer"
+        low, high = f"{min(factors):.1f}x", f"{max(factors):.1f}x"
+        change = "the same" if {*factors} == {1.0} else f"{low if low == high else f'{low} to {high}'} fewer"
         rows.append((label, f"{fmean(before):,.0f}", f"{fmean(after):,.0f}", change, ""))
     return rows
 

@@ -5,5 +5,16 @@ from lightning_compress.pruning.masks import Masks, keep_top
 from lightning_compress.pruning.neuron_pruning import NeuronPruning
 from lightning_compress.pruning.targets import find_weights
 from lightning_compress.pruning.weight_pruning import WeightPruning
+from lightning_compress.pruning.weights import Allocation
 
-__all__ = ["Criterion", "Evidence", "Masks", "NeuronPruning", "WeightPruning", "find_weights", "keep_top", "needs"]
+__all__ = [
+    "Allocation",
+    "Criterion",
+    "Evidence",
+    "Masks",
+    "NeuronPruning",
+    "WeightPruning",
+    "find_weights",
+    "keep_top",
+    "needs",
+]

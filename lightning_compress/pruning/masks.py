@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,9 @@ class Masks:
 
     Applied by an AND on the bits: the cost of a multiplication, always +0.0, and NaN does not survive it.
 
+    Attributes:
+        reshaped: an edit has changed their shapes; whoever has seen to it sets it back.
+
     >>> layer = nn.Linear(2, 1, bias=False)
     >>> masks = Masks(layer)
     >>> masks.set({"weight": torch.tensor([[True, False]])})
@@ -45,14 +48,21 @@ class Masks:
     """
 
     def __init__(self, module: nn.Module) -> None:
+        self.reshaped = False
         self._module = module
         self._keep: dict[str, Tensor] = {}
+        self._aliases: dict[str, str] = {}
         self._pairs: list[tuple[nn.Parameter, Tensor]] = []
 
     @property
     def zeros(self) -> int:
         """Number of entries that are masked."""
-        return sum(int(keep.numel() - keep.sum()) for keep in self._keep.values())
+        return self.zeros_in(self._keep)
+
+    def zeros_in(self, names: Iterable[str]) -> int:
+        """Number of entries of the parameters ``names`` that are masked."""
+        masks = [self._keep[name] for name in names if name in self._keep]
+        return sum(int(keep.numel() - keep.sum()) for keep in masks)
 
     def keep(self, name: str, like: Tensor) -> Tensor:
         """Boolean mask of a parameter, True where the entry is alive; all True where it has none yet."""
@@ -60,57 +70,64 @@ class Masks:
 
     def set(self, keep: Mapping[str, Tensor]) -> None:
         """Take these masks for the parameters named and apply them."""
-        self._keep = {**self._keep, **keep}
-        self._bind()
+        self._take({**self._keep, **keep})
         self.apply_()
 
     @torch.no_grad()
     def apply_(self) -> None:
         """Set the masked entries to zero, in place."""
+        if any(parameter.device != bits.device for parameter, bits in self._pairs):
+            self._take(self._keep)  # the module has moved since
         for parameter, bits in self._pairs:
             parameter.view(bits.dtype).bitwise_and_(bits)
 
     def masked(self, name: str, tensor: Tensor) -> Tensor:
-        """A copy of ``tensor``, shaped like the parameter ``name``, with the masked entries zero."""
-        if name not in self._keep:
+        """A copy of ``tensor``, shaped like the parameter ``name``, with the masked entries zero.
+
+        ``name`` may be any name of a tied parameter; ``tensor`` itself is returned where there is no mask.
+        """
+        keep = self._keep.get(self._aliases.get(name, name))
+        if keep is None:
             return tensor
-        return torch.where(
-            self._keep[name].to(tensor.device), tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device)
-        )
+        return torch.where(keep.to(tensor.device), tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))
 
     def follow(self, edit: Edit) -> Callable[[], None]:
-        """Shrink with the network; a parameter that is gone loses its mask. Returns what takes that back."""
-        former, names = self._keep, dict(self._module.named_parameters())
-        self._keep = {name: edit.carry(name, keep) for name, keep in former.items() if name in names}
-        self._bind()
-
-        def back() -> None:
-            self._keep = former
-            self._bind()
-
-        return back
+        """Shrink with the network; what comes back is alive; a parameter that is gone or new has no mask."""
+        before, names = self._keep, dict(self._module.named_parameters())
+        replaced = tuple(name.removesuffix("*") for name in edit.touched if name.endswith("*"))
+        stay = {name: keep for name, keep in before.items() if name in names and not name.startswith(replaced)}
+        self._take({name: ~edit.carry(name, ~keep) for name, keep in stay.items()})
+        self.reshaped = True
+        return lambda: self._take(before)
 
     def to_state(self) -> dict[str, Any]:
         """One bit an entry, for a checkpoint."""
         return {name: [list(keep.shape), _pack(keep)] for name, keep in self._keep.items()}
 
     def from_state(self, state: Mapping[str, Any]) -> None:
-        """Take the masks of a checkpoint, and apply those that fit the module as it is."""
-        self._keep = {name: _unpack(bits, shape) for name, (shape, bits) in state.items()}
-        self._bind()
+        """Take the masks of a checkpoint, and apply them.
+
+        Raises:
+            CompressionError: they do not fit the module as it is; the present ones stay.
+        """
+        self._take({name: _unpack(bits, shape) for name, (shape, bits) in state.items()})
         self.apply_()
 
-    def _bind(self) -> None:
+    def _take(self, keep: dict[str, Tensor]) -> None:
         parameters = dict(self._module.named_parameters())
-        self._pairs = []
-        for name, keep in self._keep.items():
+        pairs = []
+        for name, mask in keep.items():
             parameter = parameters.get(name)
-            if parameter is None or parameter.shape != keep.shape:
+            if parameter is None or parameter.shape != mask.shape:
                 raise CompressionError(
-                    f"The mask of {name!r} has shape {tuple(keep.shape)}; the module has no such parameter."
+                    f"The mask of {name!r} has shape {tuple(mask.shape)}; the module has no such parameter."
                 )
-            bits = keep.to(parameter.device).to(_INTEGERS[parameter.element_size()]).neg_()
-            self._pairs.append((parameter, bits))
+            bits = mask.to(parameter.device).to(_INTEGERS[parameter.element_size()]).neg_()
+            pairs.append((parameter, bits))
+        first = {id(parameter): name for name, parameter in parameters.items()}
+        every = self._module.named_parameters(remove_duplicate=False)
+        self._aliases = {name: first[id(parameter)] for name, parameter in every}
+        self._keep, self._pairs = keep, pairs
 
 
 def _pack(keep: Tensor) -> Tensor:

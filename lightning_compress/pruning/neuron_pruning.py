@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_compress.errors import CompressionError, did_you_mean
 from lightning_compress.pruning.evidence import Criterion, Evidence, needs_of
 from lightning_compress.pruning.neurons import COUNTS, Count, Selection, judge, select, weights_of_units
+from lightning_compress.pruning.targets import refuse_text
 from lightning_compress.random_states import isolated_random_states
 from lightning_compress.registry import resolve
 from lightning_compress.surgery import (
@@ -22,35 +24,38 @@ from lightning_compress.surgery import (
     gather,
     group_zero_share,
 )
+from lightning_compress.surgery.tracing import call_with_batch
 from lightning_compress.training import GradualCallback, Recovery, Schedule
 from lightning_compress.training.schedule import Shape
 
 LEAST_BATCHES = 50
-"""Training batches, or one epoch if that is less, that statistics rest on at least."""
+"""Training batches that statistics rest on at least; or one epoch, or the time between two cuts, if that is less."""
 
 
 class NeuronPruning(GradualCallback):
     """Takes neurons of Linear layers and channels of convolutions out of the network, in cuts, while it trains.
 
-    The network really shrinks: parameters, buffers and optimizer state are cut along, DDP is wrapped anew, and every checkpoint carries
-    the Plan that gives a fresh module the same shape. A cut that is not exactly the same as zeroing its neurons is refused before anything
-    is touched.
+    The network really shrinks: parameters, buffers and optimizer state are cut along, DDP is wrapped anew, and every
+    checkpoint carries the Plan that gives a fresh module the same shape. A cut that is not exactly the same as zeroing
+    its neurons is refused before anything is touched.
 
     Args:
         amount: share to take away, in [0, 1).
-        of: what the share is counted in: "channels", "params" or "macs" of the network as it was at the first cut. The nearest
-            reachable number counts as met.
+        of: what the share is counted in: "channels", "params" or "macs" of the network as it was at the first cut. The
+            nearest reachable number counts as met.
         criterion: name of a function in ``pruning/criteria``, or any callable.
         schedule: name of a shape, a callable or a :class:`~lightning_compress.training.Schedule`.
         recover: a :class:`~lightning_compress.training.Recovery`: the next cut waits until the metric is back.
-        data: batches for a criterion that needs activations; None gathers them from the training passes, for free.
-        exclude: layers to leave alone.
+        data: batches for a criterion that needs activations (inputs, or tuples that begin with them), read anew at each
+            cut; None gathers them from the training passes, for free.
+        exclude: layers to leave alone, or modules with all their layers.
         min_channels: neurons that each layer keeps at least.
         max_step: largest share of what is left that one cut takes; None is 20 %.
         name: distinguishes two of them in a Trainer.
 
     Raises:
-        CompressionError: a value out of range or an unknown name, at once; an amount that cannot be reached, at the start of the fit.
+        CompressionError: a value out of range or an unknown name, at once; an amount that cannot be reached, at the
+            start of the fit.
 
     >>> import lightning as L
     >>> trainer = L.Trainer(callbacks=[NeuronPruning(0.5, of="macs")], logger=False, enable_checkpointing=False)
@@ -78,6 +83,9 @@ class NeuronPruning(GradualCallback):
             raise CompressionError(f"NeuronPruning(of={of!r}). {did_you_mean(of, COUNTS)}")
         if min_channels < 1:
             raise CompressionError(f"NeuronPruning(min_channels={min_channels}): a layer keeps at least one neuron.")
+        if isinstance(data, Iterator):
+            raise CompressionError("NeuronPruning(data=...): every cut reads it anew; give a loader or a list.")
+        refuse_text(exclude, "exclude")
         self.of = of
         self.min_channels = min_channels
         self._criterion: Criterion = resolve(criterion, "lightning_compress.pruning.criteria")
@@ -90,7 +98,7 @@ class NeuronPruning(GradualCallback):
         super().start_over()
         self._base: int | None = None
         self._collected: dict[str, Any] | None = None
-        self._since = 0.0
+        self._gathered, self._since = 0, 0.0
 
     @property
     def quantity(self) -> str:
@@ -108,6 +116,13 @@ class NeuronPruning(GradualCallback):
         if needs_of(self._criterion) and self._data is None:
             self._collect(groups)
 
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the batches that the statistics rest on."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._gathered += 1
+
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Statistics are of training data only."""
         if self._collector is not None:
@@ -118,6 +133,16 @@ class NeuronPruning(GradualCallback):
         super().on_validation_end(trainer, pl_module)
         if self._collector is not None:
             self._collector.enabled = True
+
+    @property
+    def ready(self) -> bool:
+        """Whether what the criterion needs has been gathered over enough batches since the last cut."""
+        trainer = self.session.trainer
+        if self._collector is None or trainer is None:
+            return True
+        between = min((two.time - one.time for one, two in pairwise(self._targets)), default=float("inf"))
+        late = self.session.time - self._since >= between - 1e-9
+        return self._gathered > 0 and (late or self._gathered >= min(LEAST_BATCHES, trainer.num_training_batches))
 
     def release(self) -> None:
         """Take the hooks off the layers."""
@@ -131,12 +156,12 @@ class NeuronPruning(GradualCallback):
     def cut(self, target: float) -> float | None:
         """Take out the neurons of least importance; process 0 decides for all.
 
-        None where the criterion has no statistics yet: the cut then waits for the next epoch or batch.
+        None where the criterion has too few statistics yet: the cut then waits for the next batch.
         """
+        if not self.ready:
+            return None
         groups = self._groups()
         statistics = self._statistics(groups)
-        if statistics is None:
-            return None
         selection = self.session.from_first(lambda: self._decide(groups, statistics, target))
         if selection.edit is not None:
             removed = ", ".join(f"{number} of {name}" for name, number in selection.removed.items())
@@ -144,18 +169,19 @@ class NeuronPruning(GradualCallback):
             self.session.edit(selection.edit, kind="decision", text=text)
         if self._collector is not None:
             self._collector.reset()
-            self._since = self.session.time
+            self._gathered, self._since = 0, self.session.time
         return selection.reached
 
     def get_compression_state(self) -> dict[str, Any]:
         """The reference count and the statistics too."""
         collected = self._collected if self._collector is None else self._collector.state_dict()
-        return {**super().get_compression_state(), "base": self._base, "statistics": collected, "since": self._since}
+        own = {"base": self._base, "statistics": collected, "gathered": self._gathered, "since": self._since}
+        return {**super().get_compression_state(), **own}
 
     def set_compression_state(self, state: dict[str, Any]) -> None:
         """The reference count and the statistics too."""
         super().set_compression_state(state)
-        self._base, self._since = state["base"], state["since"]
+        self._base, self._gathered, self._since = state["base"], state["gathered"], state["since"]
         self._collected = state["statistics"]
         if self._collector is not None and self._collected is not None:
             self._collector.load_state_dict(self._collected)
@@ -167,7 +193,7 @@ class NeuronPruning(GradualCallback):
         with isolated_random_states():
             for group in groups:
                 zeros = group_zero_share(group, statistics) if needs_of(self._criterion) else None
-                evidence = Evidence(group.name, weights_of_units(self.session.module, group), zeros)
+                evidence = Evidence(group.name, weights_of_units(self.session.module, group), zeros, of_neurons=True)
                 scores[group.name] = judge(self._criterion, evidence)
         return self._choose(groups, scores, target)
 
@@ -204,16 +230,19 @@ class NeuronPruning(GradualCallback):
         if self._collected is not None:
             self._collector.load_state_dict(self._collected)
 
-    def _statistics(self, groups: Groups) -> Mapping[str, InputStatistics] | None:
+    def _statistics(self, groups: Groups) -> Mapping[str, InputStatistics]:
         if not needs_of(self._criterion):
             return {}
-        if self._data is not None:
-            return gather(self.session.module, self._data, _consumers(groups))
-        assert self._collector is not None
-        trainer = self.session.trainer
-        assert trainer is not None
-        enough = min(1.0, LEAST_BATCHES / trainer.num_training_batches)
-        return self._collector.all_reduce() if self.session.time - self._since >= enough else None
+        if self._collector is not None:
+            return self._collector.all_reduce()
+        module, where = self.session.module, self.session.tracing.module
+
+        def run(root: nn.Module, batch: Any) -> object:
+            batch = module.transfer_batch_to_device(batch, module.device, 0)
+            return call_with_batch(root.get_submodule(where), batch)
+
+        assert self._data is not None
+        return gather(module, self._data, _consumers(groups), forward=run)
 
 
 def _consumers(groups: Groups) -> list[str]:

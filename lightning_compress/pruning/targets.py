@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -18,11 +18,15 @@ def find_weights(
 ) -> dict[str, nn.Parameter]:
     """The parameters to prune, by name.
 
+    A pattern (``*`` and ``?`` stand for anything, dots included) that is the name of a layer, or of a module with
+    layers in it, stands for their weights: ``fc*`` for ``fc1.weight`` and ``fc2.weight``. One that goes on into the
+    names of parameters stands for those: ``fc1.*`` for its bias too, ``*.bias`` for all biases.
+
     Args:
         module: the network.
-        targets: patterns (``fc*``, ``*.bias``) for names of layers or of parameters; a layer stands for its weights. None: the
-            weights of all Linear, convolution, attention and recurrent layers; biases and norms only when asked for by name.
-        exclude: patterns of what to leave out.
+        targets: patterns. None: the weights of all Linear, convolution, attention and recurrent layers; biases and
+            norms only when asked for by name.
+        exclude: patterns of what to leave out; the name of a module stands for all that it holds.
 
     Raises:
         CompressionError: a pattern that matches nothing; nothing left to prune.
@@ -31,9 +35,9 @@ def find_weights(
     ['0.weight']
     """
     named = {_plain(name): (name, parameter) for name, parameter in module.named_parameters()}
-    by_default = {name for name in named if _is_weight(module, named[name][0])}
-    chosen = by_default if targets is None else set().union(*(_match(p, named, by_default, "targets") for p in targets))
-    excluded = set().union(*(_match(p, named, by_default, "exclude") for p in exclude))
+    weights = {plain for plain, (name, _) in named.items() if _is_weight(module, name)}
+    chosen = weights if targets is None else set[str]().union(*(_match(p, named, weights, "targets") for p in targets))
+    excluded = set[str]().union(*(_match(p, named, named, "exclude") for p in exclude))
     found = {name: parameter for plain, (name, parameter) in named.items() if plain in chosen - excluded}
     if not found:
         raise CompressionError(
@@ -43,6 +47,16 @@ def find_weights(
     if unfit is not None:
         raise CompressionError(f"{unfit!r} does not hold floating-point numbers. Leave it out: exclude=({unfit!r},).")
     return found
+
+
+def refuse_text(patterns: Sequence[str] | None, argument: str) -> None:
+    """Refuse one name in the place of a list of names.
+
+    Raises:
+        CompressionError: ``patterns`` is a string; the message has the way out.
+    """
+    if isinstance(patterns, str):
+        raise CompressionError(f"{argument}={patterns!r} is one name; write {argument}=({patterns!r},).")
 
 
 def _plain(name: str) -> str:
@@ -55,18 +69,23 @@ def _is_weight(module: nn.Module, name: str) -> bool:
     return isinstance(module.get_submodule(path), _LAYERS) and "weight" in leaf
 
 
-def _match(pattern: str, named: Mapping[str, object], weights: set[str], argument: str) -> set[str]:
-    by_name = {name for name in named if fnmatchcase(name, pattern)}
-    by_layer = {name for name in weights if _layer_matches(name, pattern)}
-    if not by_name | by_layer:
-        layers = sorted({name.rpartition(".")[0] for name in weights})
+def _match(pattern: str, named: Mapping[str, object], below: Collection[str], argument: str) -> set[str]:
+    """Parameters whose own name matches, and those among ``below`` that lie in a module whose name does."""
+    inside = {name for name in named if _module_matches(name, pattern)}
+    found = {name for name in named if fnmatchcase(name, pattern)} - inside | inside & set(below)
+    if not found:
+        modules = {part for name in below for part in _modules_around(name)}
         raise CompressionError(
-            f"{argument}: {pattern!r} matches no parameter and no layer. {did_you_mean(pattern, layers)}"
+            f"{argument}: {pattern!r} matches no parameter and no layer with weights. {did_you_mean(pattern, modules)}"
         )
-    return by_name | by_layer
+    return found
 
 
-def _layer_matches(name: str, pattern: str) -> bool:
-    """Whether the layer of a weight, or anything that it lies in, matches."""
+def _module_matches(name: str, pattern: str) -> bool:
+    return any(fnmatchcase(module, pattern) for module in _modules_around(name))
+
+
+def _modules_around(name: str) -> list[str]:
+    """The modules that a parameter lies in, the root excepted: ``a.b.weight`` in ``a`` and ``a.b``."""
     parts = name.split(".")[:-1]
-    return any(fnmatchcase(".".join(parts[:depth]), pattern) for depth in range(1, len(parts) + 1))
+    return [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]

@@ -2,45 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
-import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.pruning.evidence import Criterion, Evidence, needs_of
-from lightning_compress.pruning.masks import Masks, keep_top
-from lightning_compress.pruning.targets import find_weights
+from lightning_compress.pruning.evidence import Criterion, needs_of
+from lightning_compress.pruning.masks import Masks
+from lightning_compress.pruning.targets import find_weights, refuse_text
+from lightning_compress.pruning.weights import Allocation, choose_weights, judge_weights
 from lightning_compress.random_states import isolated_random_states
 from lightning_compress.registry import resolve
 from lightning_compress.training import GradualCallback, Recovery, Schedule
 from lightning_compress.training.schedule import Shape
 
-Allocation = Callable[[Mapping[str, Tensor], int], dict[str, int]]
-
 
 class WeightPruning(GradualCallback):
     """Takes single weights to exact zeros in cuts, trains on between them, and keeps every zero.
 
-    The parameters stay plain and the keys of the ``state_dict`` the module's own; masks are applied after each optimizer step, before each
-    validation and in each checkpoint, so that a metric in a file's name is that of the weights in the file, under EMA too.
+    The parameters stay plain and the keys of the ``state_dict`` the module's own; masks are applied after each
+    optimizer step, before each validation and in each checkpoint, so that a metric in a file's name is that of the
+    weights in the file, under EMA too. What has been pruned stays pruned.
 
     Args:
         sparsity: share of the targeted entries that end as zeros, in [0, 1); exact.
         criterion: name of a function in ``pruning/criteria`` that judges weights, or any callable.
-        allocation: "global" ranks all targeted weights together, "uniform" takes the same share everywhere; or a callable.
+        allocation: "global" ranks all targeted weights together, "uniform" takes the same share everywhere; or a
+            callable.
         schedule: name of a shape, a callable or a :class:`~lightning_compress.training.Schedule`.
         recover: a :class:`~lightning_compress.training.Recovery`: the next cut waits until the metric is back.
-        targets: patterns for names of layers or parameters; None: weights of Linear, convolution, attention and recurrent layers.
+        targets: patterns for names of layers or parameters; None: weights of Linear, convolution, attention and
+            recurrent layers.
         exclude: patterns of what to leave alone.
         max_step: largest share of what is left that one cut takes; None is 20 %.
         name: distinguishes two of them in a Trainer.
 
     Raises:
-        CompressionError: a value out of range or an unknown name, at once; a pattern that matches nothing, at the start of the fit.
+        CompressionError: a value out of range or an unknown name, at once; a pattern that matches nothing, at the start
+            of the fit.
 
     >>> import lightning as L
     >>> trainer = L.Trainer(callbacks=[WeightPruning(0.9)], logger=False, enable_checkpointing=False)
@@ -68,7 +70,9 @@ class WeightPruning(GradualCallback):
             raise CompressionError(
                 f"The criterion {criterion!r} judges neurons, not single weights: use it with NeuronPruning."
             )
-        self._patterns = (targets, exclude)
+        refuse_text(targets, "targets")
+        refuse_text(exclude, "exclude")
+        self._patterns = (targets, tuple(exclude))
         self._handles: list[Any] = []
 
     @property
@@ -136,36 +140,26 @@ class WeightPruning(GradualCallback):
         """Mask the least important weights; process 0 decides for all."""
         weights = find_weights(self.session.module, *self._patterns)
         total = sum(parameter.numel() for parameter in weights.values())
-        self.masks.set(self.session.from_first(lambda: self._decide(weights, round(target * total))))
-        return self.masks.zeros / total
+        drop = max(round(target * total), self.masks.zeros_in(weights))
+        self.masks.set(self.session.from_first(lambda: self._decide(weights, drop)))
+        return drop / total
 
     def reassert(self) -> None:
         """Mask more where neurons that went took more zeros than weights with them."""
-        weights = find_weights(self.session.module, *self._patterns)
-        total = sum(parameter.numel() for parameter in weights.values())
-        if self.masks.zeros < round(self._goal * total):
-            self._reached = self.cut(self._goal)
-            self.session.write("decision", f"{self.state_key}: back to {self._reached:.2%} after an edit", reached=self._reached)
+        if not self.masks.reshaped:
+            return
+        self.masks.reshaped = False
+        before = self.masks.zeros
+        self._reached = self.cut(self._goal)
+        if self.masks.zeros > before:
+            text = f"{self.state_key}: back to {self._reached:.2%} after an edit"
+            self.session.write("decision", text, reached=self._reached)
 
     def _decide(self, weights: Mapping[str, Parameter], drop: int) -> dict[str, Tensor]:
-        """Masks with ``drop`` zeros in all; what is masked already is the first to go.
-
-        Raises:
-            CompressionError: a layer would be left with no weight at all.
-        """
-        scores = {}
         with isolated_random_states():
-            for name, parameter in weights.items():
-                score = self._criterion(Evidence(name, parameter.detach().float()))
-                scores[name] = score.float().masked_fill(~self.masks.keep(name, score), -torch.inf)
-        counts = self._allocation(scores, drop)
-        for name, count in counts.items():
-            if count >= scores[name].numel():
-                raise CompressionError(
-                    f"{name!r} has {count} weights, and {self.quantity} {self.final:g} would leave it none. "
-                    f'Use allocation="uniform", a lower sparsity, or exclude=("{name}",).'
-                )
-        return {name: keep_top(scores[name], count) for name, count in counts.items()}
+            scores = {name: judge_weights(self._criterion, name, weight) for name, weight in weights.items()}
+        alive = {name: self.masks.keep(name, score) for name, score in scores.items()}
+        return choose_weights(scores, alive, self._allocation, drop)
 
     def figures(self) -> dict[str, float]:
         """Share of zeros among the targets, and in the whole network."""

@@ -56,7 +56,7 @@ def train_loaders(trainer: L.Trainer) -> list[Any]:
 
 
 def small_train_batch(trainer: L.Trainer, module: L.LightningModule) -> Any:
-    """A few samples as ``training_step`` would get them; the loaders' iterators, samplers, generators are not touched."""
+    """A few samples as ``training_step`` would get them; the loaders' iterators and generators are not touched."""
     combined = trainer.fit_loop._combined_loader
     if combined is None:
         raise CompressionError("The Trainer has no training data. Give the fit a train_dataloader.")

@@ -126,6 +126,10 @@ def nested(depth):
     return spec
 
 
+def nested_row(length):
+    return {"type": "Sequential", "children": [[str(k), RELU] for k in range(length)]}
+
+
 def laughs():
     """A thousand children that are each the same thousand children, and so on: small in a file, endless to build."""
     spec = RELU
@@ -195,6 +199,7 @@ HOSTILE = {
     "endless": endless(),
     "a billion laughs": laughs(),
     "too many": {"type": "Sequential", "children": [[str(name), RELU] for name in range(1001)]},
+    "too many in all": {"type": "Sequential", "children": [[name, nested_row(600)] for name in "ab"]},
     "children as text": {"type": "Sequential", "children": "ab"},
     "child without a name": {"type": "Sequential", "children": [[RELU]]},
     "child with a path": {"type": "Sequential", "children": [["a.b", RELU]]},

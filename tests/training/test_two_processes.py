@@ -43,7 +43,7 @@ def test_parameters_masks_and_plans_are_equal_on_both_processes(results, case):
     assert not torch.equal(first["random"], second["random"])
     for key in ("state_dict", "plan", "reached", "masks"):
         assert same(first[key], second[key]), key
-    assert all(share > 0.2 for share in first["reached"])
+    assert all(share > 0.1 for share in first["reached"])
     assert all(first["moved"]), "a shrunken network trains on"
     assert all(second["moved"])
 

@@ -15,7 +15,7 @@ from support import User, every_epoch, loader, validation_loader
 
 import lightning_compress as lc
 
-RECOVER = {"monitor": "val_acc", "tolerance": 0.1, "patience": 1}
+RECOVER = {"monitor": "val_acc", "tolerance": 0.5, "patience": 1}
 CASES = {
     "weights": lambda: [lc.WeightPruning(0.8, criterion="random")],
     "neurons": lambda: [lc.NeuronPruning(0.5, criterion="random")],

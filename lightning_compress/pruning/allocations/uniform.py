@@ -2,20 +2,19 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
+
+from lightning_compress.pruning.allocations.global_ import global_
 
 
 def uniform(scores: Mapping[str, Tensor], drop: int) -> dict[str, int]:
-    """Each tensor gives the same share; what rounding leaves over comes from those with the largest remainders.
+    """Each tensor gives the same share, to the nearest entry.
 
-    >>> import torch
+    Rounded as seats are (Webster's method): unlike with largest remainders, no tensor gives less when ``drop`` grows.
+
     >>> uniform({"a": torch.zeros(6), "b": torch.zeros(3)}, 4)
     {'a': 3, 'b': 1}
     """
-    total = sum(tensor.numel() for tensor in scores.values())
-    exact = {name: drop * tensor.numel() / total for name, tensor in scores.items()}
-    counts = {name: int(share) for name, share in exact.items()}
-    by_remainder = sorted(counts, key=lambda name: counts[name] - exact[name])
-    for name in by_remainder[: drop - sum(counts.values())]:
-        counts[name] += 1
-    return counts
+    ranks = {name: torch.arange(0.5, score.numel(), dtype=torch.float64) for name, score in scores.items()}
+    return global_({name: rank / rank.numel() for name, rank in ranks.items()}, drop)

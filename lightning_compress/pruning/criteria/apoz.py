@@ -15,12 +15,13 @@ def apoz(evidence: Evidence) -> Tensor:
     Raises:
         CompressionError: no zero has been seen (GELU, SiLU, a residual sum): the criterion says nothing there.
 
+    >>> import torch
     >>> apoz(Evidence("fc", torch.zeros(2, 1), zero_share=torch.tensor([0.75, 0.25]))).tolist()
     [0.25, 0.75]
     """
     if evidence.zero_share is None or not bool((evidence.zero_share > 0).any()):
         raise CompressionError(
-            f"{evidence.name!r}: none of its neurons ever gives an exact zero, so APoZ cannot tell them apart (GELU and SiLU have "
-            f'no zeros). Use criterion="magnitude", or exclude=("{evidence.name}",).'
+            f"{evidence.name!r}: none of its neurons ever gives an exact zero, so APoZ cannot tell them apart "
+            f'(GELU and SiLU have no zeros). Use criterion="magnitude", or exclude=("{evidence.name}",).'
         )
     return 1 - evidence.zero_share
