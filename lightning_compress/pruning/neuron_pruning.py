@@ -153,13 +153,8 @@ class NeuronPruning(GradualCallback):
             self._collector = None
         super().release()
 
-    def cut(self, target: float) -> float | None:
-        """Take out the neurons of least importance; process 0 decides for all.
-
-        None where the criterion has too few statistics yet: the cut then waits for the next batch.
-        """
-        if not self.ready:
-            return None
+    def cut(self, target: float) -> float:
+        """Take out the neurons of least importance; process 0 decides for all."""
         groups = self._groups()
         statistics = self._statistics(groups)
         selection = self.session.from_first(lambda: self._decide(groups, statistics, target))

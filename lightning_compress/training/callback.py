@@ -157,8 +157,7 @@ class CompressionCallback(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the validation's figures into the Journal."""
         if self.session.leads(self) and not trainer.sanity_checking and trainer.state.fn == "fit":
-            figures = {key: float(value) for key, value in trainer.callback_metrics.items()}
-            self.session.write("measurement", "validation", **figures)
+            self.session.write("measurement", "validation", **private.validation_metrics(trainer))
 
 
 class _CleanUp(Callback):

@@ -11,6 +11,7 @@ import lightning as L
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.random_states import isolated_random_states
+from lightning_compress.training import private
 
 
 def evaluate_copy(trainer: L.Trainer, module: L.LightningModule) -> dict[str, float]:
@@ -33,7 +34,9 @@ def evaluate_copy(trainer: L.Trainer, module: L.LightningModule) -> dict[str, fl
             enable_model_summary=False,
             inference_mode=False,
         )
-        validator.validate(copy.deepcopy(module), dataloaders=trainer.val_dataloaders, verbose=False)
+        rehearsed = copy.deepcopy(module)
+        private.forget_metric_names(rehearsed)
+        validator.validate(rehearsed, dataloaders=trainer.val_dataloaders, verbose=False)
     return {name: float(value) for name, value in validator.callback_metrics.items()}
 
 

@@ -42,8 +42,8 @@ class GradualCallback(CompressionCallback):
         name: str | None,
     ) -> None:
         super().__init__(name)
-        if not 0 <= final < 1:
-            raise CompressionError(f"{self.state_key}: {final} is not a share in [0, 1); 0.9 takes nine tenths away.")
+        if isinstance(final, bool) or not isinstance(final, int | float) or not 0 <= final < 1:
+            raise CompressionError(f"{self.state_key}: {final!r} is not a share in [0, 1); 0.9 takes nine tenths away.")
         if max_step is not None and not 0 < max_step <= 1:
             raise CompressionError(f"{self.state_key}: max_step={max_step} is not a share in (0, 1].")
         self.final = final
@@ -66,13 +66,18 @@ class GradualCallback(CompressionCallback):
     # -- what a subclass says -----------------------------------------------------------------------------------------
 
     @abstractmethod
-    def cut(self, target: float) -> float | None:
-        """Take the network to ``target``; return what was reached, or None where nothing could be done yet."""
+    def cut(self, target: float) -> float:
+        """Take the network to ``target``; return what was reached."""
 
     @property
     @abstractmethod
     def quantity(self) -> str:
         """What is counted, as it stands in logs: "sparsity", "channels removed"."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether all that the next cut needs is there; it waits for the next batch otherwise."""
+        return True
 
     def reassert(self) -> None:
         """Restore what has been reached where another callback's edit has changed it."""
@@ -179,7 +184,7 @@ class GradualCallback(CompressionCallback):
         """Take back a cut that the fit left no time to recover; write down what was asked and what was reached."""
         if self._gate is not None and (self._gate.waiting or self._failed):
             self._roll_back("the fit ended before the metric was back")
-        self.session.write("finish", f"{self.state_key}: {self._summary()}", asked=self.final, reached=self._reached)
+        self.session.write("finish", f"{self.state_key}: {self._summary()}", asked=self.final, **self._figures())
         if self._gate is None and self._goal < self.final:
             warnings.warn(f"{self.state_key}: the fit ended before the schedule: {self._summary()}.", stacklevel=2)
 
@@ -195,7 +200,7 @@ class GradualCallback(CompressionCallback):
             self._roll_back("the metric did not come back", halve=True)
         self.reassert()
         target = self._next_target()
-        if target is None:
+        if target is None or not self.ready:
             return
         if self._gate is not None and self._gate.reference is None:
             self._measure_reference(trainer)
@@ -203,9 +208,6 @@ class GradualCallback(CompressionCallback):
             self._snapshot = Snapshot.take(self.session)
         before = self._reached
         reached = self.cut(target)
-        if reached is None:
-            self._snapshot = None
-            return
         self._reached, self._goal = reached, target
         if reached == before:
             self._snapshot = None
@@ -213,7 +215,7 @@ class GradualCallback(CompressionCallback):
         text = (
             f"{self.state_key}: {self.quantity} {before:.2%} -> {reached:.2%} (asked {target:.2%} of {self.final:.2%})"
         )
-        self.session.write("cut", text, callback=self.state_key, before=before, target=target, reached=reached)
+        self.session.write("cut", text, before=before, target=target, **self._figures())
         if self._gate is not None:
             self._gate.cut()
             self.session.unconfirmed = self
@@ -250,7 +252,7 @@ class GradualCallback(CompressionCallback):
     def _confirm(self, reason: str, value: float) -> None:
         self._snapshot = None
         self.session.unconfirmed = None
-        self.session.write("recovery", f"{self.state_key}: {reason}", reached=self._reached, value=value)
+        self.session.write("recovery", f"{self.state_key}: {reason}", value=value, **self._figures())
 
     def _roll_back(self, reason: str, *, halve: bool = False) -> None:
         assert self._gate is not None
@@ -260,7 +262,7 @@ class GradualCallback(CompressionCallback):
         self._snapshot, self._failed, self.session.unconfirmed = None, False, None
         self._gate.waiting = False
         text = f"{self.state_key}: {reason}; back from {failed:.2%} to {self._reached:.2%}"
-        self.session.write("rollback", text, callback=self.state_key, before=failed, reached=self._reached)
+        self.session.write("rollback", text, before=failed, **self._figures())
         if halve:
             self._gate.fail()
             if self._gate.stopped:
@@ -282,6 +284,10 @@ class GradualCallback(CompressionCallback):
                 f"{self.state_key} needs {len(self._targets)} cuts of at most {limit:.0%} of what is left, and the fit "
                 f"has only {moments:.0f} steps. Train longer, or allow larger cuts with max_step."
             )
+
+    def _figures(self) -> dict[str, str | float]:
+        """Who, what is counted and how far it is: with every entry of the Journal."""
+        return {"callback": self.state_key, "quantity": self.quantity, "reached": self._reached}
 
     def _summary(self) -> str:
         return f"asked for {self.final:.2%} {self.quantity}, reached {self._reached:.2%}"

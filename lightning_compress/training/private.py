@@ -29,8 +29,20 @@ PRIVATE_NAMES = (
     "trainer.strategy._register_ddp_hooks",
     "module._apply_batch_transfer_handler",
     "module._compiler_ctx",
+    "module._metric_attributes",
+    "trainer._logger_connector.metrics",
     "lightning.pytorch.strategies.launchers._MultiProcessingLauncher",
 )
+
+
+def validation_metrics(trainer: L.Trainer) -> dict[str, float]:
+    """What this validation has logged; ``trainer.callback_metrics`` also holds what earlier epochs left there."""
+    return {name: float(value) for name, value in trainer._logger_connector.metrics["callback"].items()}
+
+
+def forget_metric_names(module: L.LightningModule) -> None:
+    """Let a copy look up its torchmetrics anew: Lightning remembers them by ``id``, which are those of the original."""
+    module._metric_attributes = None
 
 
 def get_callbacks(trainer: L.Trainer) -> list[Callback]:

@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from lightning_compress.errors import CompressionError
 from lightning_compress.plan import CHECKPOINT_KEY, Journal, KeepIndices, Plan, Record, ReplaceModule, read_checkpoint
 from lightning_compress.random_states import isolated_random_states
 from lightning_compress.surgery import TracingInput, capture, verify_edit
@@ -178,12 +179,20 @@ class Session:
             private.rewrap_model(self.trainer, self.module)
 
     def from_first(self, decision: Callable[[], T]) -> T:
-        """What process 0 decides, on all processes; the others do not even ask."""
+        """What process 0 decides, on all processes; the others do not even ask. A refusal is raised on all of them."""
         trainer = self.trainer
         if trainer is None or trainer.world_size == 1:
             return decision()
-        decided: Any = decision() if trainer.is_global_zero else None
-        return cast(T, trainer.strategy.broadcast(decided))
+        outcome: tuple[Any, CompressionError | None] = None, None
+        if trainer.is_global_zero:
+            try:
+                outcome = decision(), None
+            except CompressionError as error:
+                outcome = None, error
+        decided, refusal = trainer.strategy.broadcast(outcome)
+        if refusal is not None:
+            raise refusal
+        return cast(T, decided)
 
     def get_optimizer_state(self) -> OptimizerState:
         """What the optimizers keep, by parameter name."""
