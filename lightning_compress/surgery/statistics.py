@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_compress.errors import CompressionError, did_you_mean
 from lightning_compress.plan.edits import Edit, KeepIndices, RegrowIndices, Slice, named_tensors
@@ -32,11 +33,27 @@ class _Observer:
         return {"collector": None, "name": self.name}
 
 
+class _Undropped:
+    """A forward hook on a dropout: remembers what went in, so that its zeros are not taken for a neuron's."""
+
+    def __init__(self, collector: StatisticsCollector | None, name: str) -> None:
+        self.collector = collector
+        self.name = name
+
+    def __call__(self, module: _DropoutNd, args: tuple[Any, ...], output: Tensor) -> None:
+        if self.collector is not None and self.collector.enabled and module.training and module.p > 0:
+            self.collector.before_dropout[self.name] = (args[0].detach(), output.detach())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"collector": None, "name": self.name}
+
+
 class StatisticsCollector:
     """Gathers :class:`InputStatistics` of layers in whatever passes are run while it is attached.
 
     Used as a context manager, or with :meth:`attach` and :meth:`detach`. It keeps sums, never activations; it follows
-    edits (a plan ``Follower``). Copies of the module are not observed.
+    edits (a plan ``Follower``). Copies of the module are not observed. Where an ``nn.Dropout`` stands before a layer,
+    what went into the dropout is counted: its zeros are not the neurons' own.
 
     Args:
         root: the network.
@@ -66,6 +83,7 @@ class StatisticsCollector:
             if name not in known:
                 raise CompressionError(f"No Linear or convolution is called {name!r}. {did_you_mean(name, known)}")
         self.enabled = True
+        self.before_dropout: dict[str, tuple[Tensor, Tensor]] = {}
         self.statistics = {name: self._empty(name) for name in layers}
 
     def attach(self) -> None:
@@ -74,12 +92,16 @@ class StatisticsCollector:
             for name in self.statistics:
                 layer = self._root.get_submodule(name)
                 self._handles.append(layer.register_forward_pre_hook(_Observer(self, name), with_kwargs=True))
+            for name, module in self._root.named_modules():
+                if isinstance(module, _DropoutNd):
+                    self._handles.append(module.register_forward_hook(_Undropped(self, name)))
 
     def detach(self) -> None:
         """Observe nothing any more; the statistics stay."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self.before_dropout.clear()
 
     def __enter__(self) -> StatisticsCollector:
         self.attach()
@@ -94,7 +116,15 @@ class StatisticsCollector:
         value = next(tensors_in((args, kwargs)), None)
         if value is None:
             raise CompressionError(f"{name!r} was called without a tensor.")
-        self.statistics[name].add(module, value)
+        self.statistics[name].add(module, self._undropped(value))
+
+    def _undropped(self, value: Tensor) -> Tensor:
+        """What ``value`` was before a dropout, if it comes from one or is a view of its output."""
+        place = value.untyped_storage().data_ptr()
+        for before, after in self.before_dropout.values():
+            if after.untyped_storage().data_ptr() == place and after.numel() == value.numel() and value.is_contiguous():
+                return before.reshape(value.shape)
+        return value
 
     def reset(self) -> None:
         """Forget everything gathered."""
@@ -112,8 +142,13 @@ class StatisticsCollector:
         pieces = iter(torch.split(together, [part.numel() for part in sums]))
         return {name: own.with_parts([next(pieces) for _ in parts[name]]) for name, own in self.statistics.items()}
 
-    def follow(self, edit: Edit) -> None:
-        """Shrink with the network; statistics of features that come back, or of a replaced layer, start again."""
+    def follow(self, edit: Edit) -> Callable[[], None]:
+        """Shrink with the network; statistics of features that come back, or of a replaced layer, start again.
+
+        Returns:
+            What puts the statistics back as they were.
+        """
+        former = dict(self.statistics)
         for name in list(self.statistics):
             layer = _find(self._root, name)
             if layer is None:
@@ -122,6 +157,15 @@ class StatisticsCollector:
                 self.statistics[name] = self.statistics[name].keep(part.kept)
             elif not isinstance(edit, KeepIndices) and self._is_touched(name, layer, edit):
                 self.statistics[name] = self._empty(name)
+        self._attach_anew()
+
+        def back() -> None:
+            self.statistics = former
+            self._attach_anew()
+
+        return back
+
+    def _attach_anew(self) -> None:
         if self._handles:
             self.detach()
             self.attach()

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.plan import ReplaceModule
+from lightning_compress.plan import KeepIndices, ReplaceModule, Slice
 from lightning_compress.surgery import (
     InputStatistics,
     StatisticsCollector,
@@ -366,3 +366,26 @@ def test_without_processes_reducing_copies():
         net(batches()[0])
     assert reduced["6"].count == 0
     assert not reduced["6"].total.any()
+
+
+@pytest.mark.parametrize("gap", [nn.Identity(), nn.Flatten()])
+def test_zeros_of_a_dropout_are_not_the_neurons_own(gap):
+    net = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Dropout(0.5), gap, nn.Linear(6, 2)).train()
+    with StatisticsCollector(net, ["4"]) as collector:
+        net(torch.randn(64, 4))
+    assert collector.statistics["4"].zero_share.max() == 0
+    assert collector.before_dropout == {}
+
+
+def test_a_follower_that_is_put_back_has_its_statistics_again():
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    collector = StatisticsCollector(net, ["2"])
+    with collector:
+        net(torch.randn(64, 4))
+    before = collector.statistics["2"].zero_share.clone()
+    kept = torch.tensor([0, 2, 5])
+    edit = KeepIndices((Slice("0.weight", 0, 6, kept), Slice("0.bias", 0, 6, kept), Slice("2.weight", 1, 6, kept)))
+    back = collector.follow(edit)
+    assert collector.statistics["2"].zero_share.shape == (3,)
+    back()
+    assert torch.equal(collector.statistics["2"].zero_share, before)
