@@ -11,8 +11,27 @@ from torch import nn
 
 import lightning_compress as lc
 
-FLOORS = {"errors": 0, "registry": 0, "random_states": 0, "plan": 1, "measure": 1, "surgery": 2, "training": 3, "pruning": 4, "zoo": 4}
-FLOORS |= {"distillation": 4, "quantization": 4, "architecture": 4, "dynamic": 4, "artifact": 4, "report": 5, "export": 5, "app": 6}
+FLOORS = {
+    "errors": 0,
+    "registry": 0,
+    "random_states": 0,
+    "plan": 1,
+    "measure": 1,
+    "surgery": 2,
+    "training": 3,
+    "pruning": 4,
+    "zoo": 4,
+}
+FLOORS |= {
+    "distillation": 4,
+    "quantization": 4,
+    "architecture": 4,
+    "dynamic": 4,
+    "artifact": 4,
+    "report": 5,
+    "export": 5,
+    "app": 6,
+}
 ROOMS = {"pruning", "distillation", "quantization", "architecture", "dynamic"}
 PACKAGE = Path(lc.__file__).parent
 
@@ -38,16 +57,20 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = lc.Prune
 
 
+def printed_by(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
 def test_import_is_light():
     heavy = "{'lightning', 'wandb', 'hydra', 'matplotlib', 'torchmetrics', 'torch_pruning', 'sklearn'}"
     code = f"import sys, lightning_compress; print(sorted({heavy} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert printed_by(code) == "[]"
 
 
 @pytest.mark.parametrize("room", ["plan", "measure", "surgery"])
 def test_the_lower_floors_do_without_lightning(room):
     code = f"import sys, lightning_compress.{room}; print({{'lightning', 'hydra', 'wandb'}} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+    assert printed_by(code) == "set()"
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
