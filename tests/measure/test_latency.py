@@ -17,10 +17,9 @@ def work(amount):
 
 
 @pytest.mark.parametrize("clock", ["cpu", "wall"])
-def test_three_times_the_work_takes_about_three_times_as_long(clock):
-    result = compare_latency({"one": work(20_000), "three": work(60_000)}, rounds=15, clock=clock)
-    assert 2 < result["three"].ratio.median < 4.5
-    assert result["three"].ratio.low > 1.5
+def test_ten_times_the_work_takes_longer(clock):
+    result = compare_latency({"one": work(10_000), "ten": work(100_000)}, rounds=15, clock=clock)
+    assert result["ten"].ratio.median > 3
 
 
 def test_rows_are_baseline_control_and_the_others_in_order():
