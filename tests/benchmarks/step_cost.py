@@ -2,8 +2,8 @@
 
     python tests/benchmarks/step_cost.py
 
-Rows: the plain step, the plain step again (A/A), masks after the step, torch's own pruning (what Lightning's ModelPruning does),
-the statistics that APoZ gathers, the guard against NaN.
+Rows: the plain step, the plain step again (A/A), masks after the step, torch's own pruning (what Lightning's ModelPruning
+does), the statistics that APoZ gathers.
 """
 
 import copy

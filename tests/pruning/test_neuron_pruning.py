@@ -267,7 +267,8 @@ def test_statistics_begin_anew_with_each_cut():
     seen, zeros = {}, Zeros("network.4", "network.6")
     schedule = Schedule("linear", start=1, end=3, rounds=2)
     with pytest.raises(Stop):
-        fit(without_dropout(), Twice(0.34, criterion=recorded(seen), schedule=schedule, max_step=0.5), zeros, max_epochs=5)
+        pruning = Twice(0.34, criterion=recorded(seen), schedule=schedule, max_step=0.5)
+        fit(without_dropout(), pruning, zeros, max_epochs=5)
     torch.testing.assert_close(seen["network.0"], zeros.share("network.4").double())
 
 
