@@ -2,7 +2,7 @@
 
     python tests/benchmarks/step_cost.py
 
-Rows: the plain step, the plain step again (A/A), masks after the step, torch's own pruning (what Lightning's ModelPruning
+Rows: the plain step, the plain step again (A/A), masks after the step, torch's own pruning (as Lightning's ModelPruning
 does), the statistics that APoZ gathers.
 """
 
