@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_compress.artifact import inspect_compressed, load_compressed, save_compressed
+    from lightning_compress.artifact.callback import SaveCompressed
     from lightning_compress.errors import CompressionError
     from lightning_compress.measure import measure
     from lightning_compress.plan import Plan, explain
@@ -17,10 +19,14 @@ _HOME = {
     "NeuronPruning": "lightning_compress.pruning",
     "Plan": "lightning_compress.plan",
     "Recovery": "lightning_compress.training",
+    "SaveCompressed": "lightning_compress.artifact.callback",
     "WeightPruning": "lightning_compress.pruning",
     "explain": "lightning_compress.plan",
+    "inspect_compressed": "lightning_compress.artifact",
+    "load_compressed": "lightning_compress.artifact",
     "load_from_checkpoint": "lightning_compress.training",
     "measure": "lightning_compress.measure.cost",
+    "save_compressed": "lightning_compress.artifact",
 }
 _ROOMS = ("artifact", "measure", "plan", "pruning", "report", "surgery", "training", "zoo")
 
@@ -30,10 +36,14 @@ __all__ = [
     "NeuronPruning",
     "Plan",
     "Recovery",
+    "SaveCompressed",
     "WeightPruning",
     "explain",
+    "inspect_compressed",
+    "load_compressed",
     "load_from_checkpoint",
     "measure",
+    "save_compressed",
 ]
 
 

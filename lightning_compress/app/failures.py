@@ -28,6 +28,9 @@ def describe_failure(error: BaseException, arguments: Sequence[str]) -> str | No
     compression = next((cause for cause in _causes(error) if isinstance(cause, CompressionError)), None)
     if compression is not None:
         return str(compression)
+    misconfigured = type(error).__name__ == "MisconfigurationException"  # Lightning's; importing it takes seconds
+    if misconfigured or isinstance(error, PermissionError):
+        return _flat(error)
     if isinstance(error, InstantiationException):
         return _describe_instantiation(error)
     if isinstance(error, MissingConfigException):

@@ -31,6 +31,10 @@ def main() -> int:
             from lightning_compress.app.summary import summarize
 
             summarize(arguments[1:])
+        elif arguments and arguments[0] in ("inspect", "verify", "unpack"):
+            from lightning_compress.artifact import command
+
+            getattr(command, arguments[0])(arguments[1:])
         else:
             _run_hydra(arguments)
         if _FAILURES:

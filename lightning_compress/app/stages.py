@@ -74,8 +74,14 @@ def check_values(config: DictConfig) -> None:
     Raises:
         CompressionError: a value that a constructor refuses.
     """
-    for name in ("data", "module", "callbacks"):
-        instantiate(config[name])
+    if not isinstance(config.seed, int):
+        raise CompressionError(f"seed={config.seed!r}: a seed is a whole number.")
+    data, _, _ = (instantiate(config[name]) for name in ("data", "module", "callbacks"))
+    classes, asked = getattr(data, "num_classes", None), config.module.get("num_classes")
+    if classes is not None and asked is not None and classes != asked:
+        raise CompressionError(
+            f"The data have {classes} classes and the network would have {asked}. Add module.num_classes={classes}."
+        )
     for stage in read_stages(config):
         instantiate(_module_config(config, stage))
 

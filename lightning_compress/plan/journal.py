@@ -51,7 +51,9 @@ class Entry:
 
     def __str__(self) -> str:
         time = "" if self.epoch is None else f"epoch {self.epoch:.4g}"
-        return f"{time:>12}  {self.kind:<11}  {self.text}"
+        figures = (f"{name} {value:.4g}" for name, value in self.data.items() if isinstance(value, float))
+        text = f"{self.text}: {', '.join(figures)}" if self.kind == "measurement" else self.text
+        return f"{time:>12}  {self.kind:<11}  {text}"
 
 
 class Journal:

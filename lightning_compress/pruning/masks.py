@@ -55,6 +55,11 @@ class Masks:
         self._pairs: list[tuple[nn.Parameter, Tensor]] = []
 
     @property
+    def module(self) -> nn.Module:
+        """Whose parameters are masked."""
+        return self._module
+
+    @property
     def zeros(self) -> int:
         """Number of entries that are masked."""
         return self.zeros_in(self._keep)

@@ -98,6 +98,7 @@ class NeuronPruning(GradualCallback):
         super().start_over()
         self._base: int | None = None
         self._collected: dict[str, Any] | None = None
+        self._left_alone: tuple[str, ...] = ()
         self._gathered, self._since = 0, 0.0
 
     @property
@@ -113,6 +114,8 @@ class NeuronPruning(GradualCallback):
             everything = {group.name: torch.arange(group.size) for group in groups}
             self._base = self._count().after(groups, everything)
             self._choose(groups, {group.name: torch.zeros(group.size) for group in groups}, self.final)
+            for layer, reason in groups.skipped.items():
+                self.session.write("decision", f"{self.state_key}: {layer} is left alone: {reason}")
         if needs_of(self._criterion) and self._data is None:
             self._collect(groups)
 
@@ -155,13 +158,17 @@ class NeuronPruning(GradualCallback):
 
     def cut(self, target: float) -> float:
         """Take out the neurons of least importance; process 0 decides for all."""
-        groups = self._groups()
-        statistics = self._statistics(groups)
-        selection = self.session.from_first(lambda: self._decide(groups, statistics, target))
+        groups, selection = self._selection(target)
+        while refused := self._refused_by_proof(groups, selection):
+            self._left_alone += refused
+            text = f"left alone from here on, since taking their neurons out is not exact: {', '.join(refused)}"
+            self.session.write("decision", f"{self.state_key}: {text}")
+            groups, selection = self._selection(target)
         if selection.edit is not None:
             removed = ", ".join(f"{number} of {name}" for name, number in selection.removed.items())
             text = f"took out {sum(selection.removed.values())} neurons: {removed}"
-            self.session.edit(selection.edit, kind="decision", text=text)
+            self.session.apply(selection.edit)
+            self.session.write("decision", text)
         if self._collector is not None:
             self._collector.reset()
             self._gathered, self._since = 0, self.session.time
@@ -170,16 +177,46 @@ class NeuronPruning(GradualCallback):
     def get_compression_state(self) -> dict[str, Any]:
         """The reference count and the statistics too."""
         collected = self._collected if self._collector is None else self._collector.state_dict()
-        own = {"base": self._base, "statistics": collected, "gathered": self._gathered, "since": self._since}
+        own: dict[str, Any] = {"base": self._base, "statistics": collected, "left_alone": self._left_alone}
+        own.update(gathered=self._gathered, since=self._since)
         return {**super().get_compression_state(), **own}
 
     def set_compression_state(self, state: dict[str, Any]) -> None:
         """The reference count and the statistics too."""
         super().set_compression_state(state)
         self._base, self._gathered, self._since = state["base"], state["gathered"], state["since"]
-        self._collected = state["statistics"]
+        self._collected, self._left_alone = state["statistics"], tuple(state["left_alone"])
         if self._collector is not None and self._collected is not None:
             self._collector.load_state_dict(self._collected)
+
+    def _selection(self, target: float) -> tuple[Groups, Selection]:
+        groups = self._groups()
+        statistics = self._statistics(groups)
+        return groups, self.session.from_first(lambda: self._decide(groups, statistics, target))
+
+    def _refused_by_proof(self, groups: Groups, selection: Selection) -> tuple[str, ...]:
+        """Layers of the selection that cannot be cut by themselves; empty if the whole selection can be made.
+
+        Raises:
+            CompressionError: each can be cut by itself, but not all together.
+        """
+        if selection.edit is None:
+            return ()
+        try:
+            self.session.prove(selection.edit)
+        except CompressionError:
+            refused = []
+            for group in groups:
+                kept = selection.kept[group.name]
+                if kept.numel() < group.size:
+                    try:
+                        self.session.prove(group.keep(kept))
+                    except CompressionError:
+                        refused.append(group.name)
+            if not refused:
+                raise
+            return tuple(refused)
+        return ()
 
     # -- deciding -----------------------------------------------------------------------------------------------------
 
@@ -205,7 +242,8 @@ class NeuronPruning(GradualCallback):
         )
 
     def _groups(self) -> Groups:
-        groups = find_groups(self.session.module, self.session.tracing, exclude=self._exclude)
+        exclude = (*self._exclude, *self._left_alone)
+        groups = find_groups(self.session.module, self.session.tracing, exclude=exclude)
         if not len(groups):
             reasons = "; ".join(f"{layer}: {reason}" for layer, reason in groups.skipped.items())
             raise CompressionError(

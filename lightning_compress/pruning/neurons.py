@@ -31,11 +31,13 @@ class Selection:
         edit: takes the neurons out; None where none go.
         reached: share that is gone after it, of what there was at first.
         removed: neurons that go, by group.
+        kept: neurons that stay, by group.
     """
 
     edit: KeepIndices | None
     reached: float
     removed: dict[str, int]
+    kept: dict[str, Tensor]
 
 
 def weights_of_units(module: nn.Module, group: Group) -> Tensor:
@@ -161,7 +163,8 @@ def select(
     best = min((low, high), key=lambda number: abs(gone(number) - target))
     kept = queue.kept(best)
     removed = {group.name: group.size - kept[group.name].numel() for group in groups}
-    return Selection(edit_for(groups, kept), gone(best), {name: number for name, number in removed.items() if number})
+    removed = {name: number for name, number in removed.items() if number}
+    return Selection(edit_for(groups, kept), gone(best), removed, kept)
 
 
 def edit_for(groups: Sequence[Group], kept: Mapping[str, Tensor]) -> KeepIndices | None:

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_compress.errors import CompressionError, did_you_mean
 
@@ -43,10 +44,26 @@ def find_weights(
         raise CompressionError(
             "There is nothing to prune: no Linear, convolution, attention or recurrent layer is left. Give targets=."
         )
+    computed = [name for name, part in module.named_modules() if isinstance(part, _LAYERS) and _is_computed(part)]
+    silent = [name for name in computed if targets is None and not any(_covers(pattern, name) for pattern in exclude)]
+    if silent:
+        raise CompressionError(
+            f"The weight of {silent[0]!r} is computed from other parameters (weight_norm, parametrize), so its zeros "
+            f"would not last. Remove the parametrization, or leave it out: exclude=({silent[0]!r},)."
+        )
     unfit = next((name for name, parameter in found.items() if not parameter.is_floating_point()), None)
     if unfit is not None:
         raise CompressionError(f"{unfit!r} does not hold floating-point numbers. Leave it out: exclude=({unfit!r},).")
     return found
+
+
+def _is_computed(layer: nn.Module) -> bool:
+    return is_parametrized(layer) or ("weight" not in layer._parameters and hasattr(layer, "weight_g"))
+
+
+def _covers(pattern: str, name: str) -> bool:
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[:depth]), pattern) for depth in range(1, len(parts) + 1))
 
 
 def refuse_text(patterns: Sequence[str] | None, argument: str) -> None:

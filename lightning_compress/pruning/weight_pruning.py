@@ -49,6 +49,7 @@ class WeightPruning(GradualCallback):
     """
 
     order = 30
+    _masks: Masks | None = None
 
     def __init__(
         self,
@@ -90,14 +91,13 @@ class WeightPruning(GradualCallback):
     def start_over(self) -> None:
         """Forget the masks too."""
         super().start_over()
-        self._masks: Masks | None = None
+        if self._masks is not None:
+            self._masks.from_state({})
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Find the weights that are meant; let the masks follow the module's edits."""
-        if stage == "fit":
-            find_weights(pl_module, *self._patterns)
+        """Let the masks follow the module's edits."""
         super().setup(trainer, pl_module, stage)
-        if self._masks is None:
+        if self._masks is None or self._masks.module is not pl_module:
             self._masks = Masks(pl_module)
         if self._masks not in self.session.record.followers:
             self.session.record.followers.append(self._masks)
@@ -111,8 +111,9 @@ class WeightPruning(GradualCallback):
         super().release()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Apply the masks after every optimizer step from here on."""
+        """Find the weights that are meant; apply the masks after every optimizer step from here on."""
         super().on_fit_start(trainer, pl_module)
+        find_weights(pl_module, *self._patterns)
         self._handles = [opt.register_step_post_hook(lambda *_: self.masks.apply_()) for opt in trainer.optimizers]
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -121,8 +122,9 @@ class WeightPruning(GradualCallback):
         super().on_train_epoch_start(trainer, pl_module)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """What is validated is what is saved: an average has its zeros too."""
-        self.masks.apply_()
+        """What is validated is what is saved: an average has its zeros too. After a fit a file speaks for itself."""
+        if trainer.state.fn == "fit":
+            self.masks.apply_()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The network that is left behind has its zeros."""

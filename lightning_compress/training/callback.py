@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelPruning, StochasticWeightAveraging, WeightAveraging
 
 from lightning_compress.errors import CompressionError
@@ -53,6 +55,9 @@ class CompressionCallback(Callback):
     def amend_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Last change to a checkpoint that is about to be written."""
 
+    def start_over(self) -> None:
+        """Forget how far a network is: a file without this callback's state is being loaded."""
+
     def get_compression_state(self) -> dict[str, Any]:
         """What a snapshot keeps of this callback, to be restored on a rollback: masks and the like, not the time."""
         return {}
@@ -68,6 +73,7 @@ class CompressionCallback(Callback):
             self.refuse_conflicts(trainer, pl_module)
         self._session = Session.of(pl_module)
         self._session.join(self, trainer)
+        private.amend_checkpoints(trainer, partial(_amend, trainer))
         private.set_callbacks(trainer, _in_order(private.get_callbacks(trainer)))
 
     def refuse_conflicts(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -105,6 +111,15 @@ class CompressionCallback(Callback):
                 f"fail. Average in a fit after the cuts, or prune single weights (WeightPruning works with {other})."
             )
 
+    def _refuse_optimizers(self, trainer: L.Trainer) -> None:
+        if any(callback.edits_shape for callback in self.session.callbacks):
+            for optimizer in trainer.optimizers:
+                if isinstance(optimizer, torch.optim.LBFGS):
+                    raise CompressionError(
+                        "LBFGS keeps a list of parameters of its own and would go on with those that have been cut. "
+                        "Use another optimizer, or prune single weights (WeightPruning)."
+                    )
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave the Session; nothing of ours stays on the module."""
         if self._session is not None:
@@ -114,18 +129,11 @@ class CompressionCallback(Callback):
         """Let go of the module: a subclass takes its hooks and followers off. The Session calls it once."""
         self._session = None
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """``trainer.save_checkpoint`` after the fit, when the Session is over: the Plan goes into the file all the
-        same.
-        """
-        if self._session is None:
-            self.amend_checkpoint(checkpoint)
-            write_record(pl_module, checkpoint)
-
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Bind the optimizers, which exist by now."""
         if self.session.leads(self):
             self.session.bind_optimizers(trainer)
+            self._refuse_optimizers(trainer)
             self.session.resume.on_fit_start(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -158,6 +166,16 @@ class CompressionCallback(Callback):
         """Write the validation's figures into the Journal."""
         if self.session.leads(self) and not trainer.sanity_checking and trainer.state.fn == "fit":
             self.session.write("measurement", "validation", **private.validation_metrics(trainer))
+
+
+def _amend(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
+    """After the fit the Session is over and the module's hooks are off: what is saved then has the Plan too."""
+    module = trainer.lightning_module
+    if Session.find(module) is None:
+        for callback in private.get_callbacks(trainer):
+            if isinstance(callback, CompressionCallback):
+                callback.amend_checkpoint(checkpoint)
+        write_record(module, checkpoint)
 
 
 class _CleanUp(Callback):

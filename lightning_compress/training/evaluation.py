@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import lightning as L
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.random_states import isolated_random_states
@@ -15,7 +16,7 @@ from lightning_compress.training import private
 
 
 def evaluate_copy(trainer: L.Trainer, module: L.LightningModule) -> dict[str, float]:
-    """Metrics of a full validation of ``module`` as it is, on the running Trainer's validation data.
+    """Metrics of a validation of ``module`` as it is: the running Trainer's data, limits, epoch and precision.
 
     Raises:
         CompressionError: the Trainer has no validation data.
@@ -28,12 +29,15 @@ def evaluate_copy(trainer: L.Trainer, module: L.LightningModule) -> dict[str, fl
             accelerator=trainer.accelerator.__class__.__name__.removesuffix("Accelerator").lower(),
             devices=1 if index is None else [index],
             precision=trainer.precision,
-            logger=False,
+            logger=DummyLogger() if trainer.loggers else False,
+            max_epochs=trainer.max_epochs,
+            limit_val_batches=trainer.limit_val_batches,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             inference_mode=False,
         )
+        private.pretend_epoch(validator, trainer)
         rehearsed = copy.deepcopy(module)
         private.forget_metric_names(rehearsed)
         validator.validate(rehearsed, dataloaders=trainer.val_dataloaders, verbose=False)

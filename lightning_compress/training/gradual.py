@@ -6,6 +6,7 @@ import warnings
 import weakref
 from abc import abstractmethod
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 import lightning as L
@@ -44,17 +45,21 @@ class GradualCallback(CompressionCallback):
         super().__init__(name)
         if isinstance(final, bool) or not isinstance(final, int | float) or not 0 <= final < 1:
             raise CompressionError(f"{self.state_key}: {final!r} is not a share in [0, 1); 0.9 takes nine tenths away.")
-        if max_step is not None and not 0 < max_step <= 1:
+        if max_step is not None and not (isinstance(max_step, int | float) and 0 < max_step <= 1):
             raise CompressionError(f"{self.state_key}: max_step={max_step} is not a share in (0, 1].")
         self.final = final
         self.schedule = schedule if isinstance(schedule, Schedule) else Schedule(schedule)
-        self.recover = Recovery(**recover) if isinstance(recover, Mapping) else recover
+        self.recover = Recovery.of(recover) if recover is not None else None
         self.max_step = max_step
         self._fitted: weakref.ref[L.LightningModule] | None = None
         self.start_over()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle: which module was fitted last is not part of it."""
+        return {**self.__dict__, "_fitted": None, "_session": None}
+
     def start_over(self) -> None:
-        """Forget how far a network is: for the first fit, and for a fit of another module."""
+        """Forget how far a network is: for the first fit, another module, or a file that knows nothing of it."""
         self._gate = Gate(self.recover) if self.recover is not None else None
         self._horizon: float | None = None
         self._targets: tuple[Target, ...] = ()
@@ -127,9 +132,10 @@ class GradualCallback(CompressionCallback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """A second fit of one module goes on; another module starts over."""
-        if self._fitted is not None and self._fitted() is not pl_module:
-            self.start_over()
-        self._fitted = weakref.ref(pl_module)
+        if stage == "fit":
+            if self._fitted is not None and self._fitted() is not pl_module:
+                self.start_over()
+            self._fitted = weakref.ref(pl_module)
         super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -242,6 +248,10 @@ class GradualCallback(CompressionCallback):
         recovery = self._gate.recovery
         metrics = evaluate_copy(trainer, self.session.module)
         value = self.session.from_first(lambda: recovery.read(metrics))
+        if not isfinite(value):
+            raise CompressionError(
+                f"{self.state_key}: {recovery.monitor} is {value} before the first cut; nothing could recover to that."
+            )
         self._gate.reference = value
         text = (
             f"{self.state_key}: {recovery.monitor} is {value:.4g} before the first cut; "

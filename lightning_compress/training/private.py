@@ -21,6 +21,7 @@ from lightning_compress.errors import CompressionError
 FEW_SAMPLES = 8
 PRIVATE_NAMES = (
     "trainer.callbacks",
+    "trainer._checkpoint_connector.dump_checkpoint",
     "trainer.fit_loop._data_fetcher",
     "trainer.fit_loop._combined_loader",
     "trainer.fit_loop._combined_loader._spec",
@@ -43,6 +44,29 @@ def validation_metrics(trainer: L.Trainer) -> dict[str, float]:
 def forget_metric_names(module: L.LightningModule) -> None:
     """Let a copy look up its torchmetrics anew: Lightning remembers them by ``id``, which are those of the original."""
     module._metric_attributes = None
+
+
+def amend_checkpoints(trainer: L.Trainer, amend: Callable[[dict[str, Any]], None]) -> None:
+    """Call ``amend`` on every checkpoint that the Trainer makes, weights-only ones after the fit included."""
+    connector = trainer._checkpoint_connector
+    if not isinstance(connector.dump_checkpoint, _AmendedDump):
+        connector.dump_checkpoint = _AmendedDump(connector.dump_checkpoint, amend)  # type: ignore[method-assign]
+
+
+class _AmendedDump:
+    def __init__(self, dump: Callable[..., dict[str, Any]], amend: Callable[[dict[str, Any]], None]) -> None:
+        self._dump, self._amend = dump, amend
+
+    def __call__(self, weights_only: bool | None = None) -> dict[str, Any]:
+        checkpoint = self._dump(weights_only)
+        self._amend(checkpoint)
+        return checkpoint
+
+
+def pretend_epoch(other: L.Trainer, trainer: L.Trainer) -> None:
+    """Let another Trainer be in the same epoch and have the same data module, for steps that look at them."""
+    other.fit_loop.epoch_progress.current.completed = trainer.current_epoch
+    other.datamodule = trainer.datamodule  # type: ignore[attr-defined]
 
 
 def get_callbacks(trainer: L.Trainer) -> list[Callback]:

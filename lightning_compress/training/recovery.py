@@ -4,8 +4,9 @@ back.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import isfinite
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from math import inf
 from typing import Any, Literal
 
 from lightning_compress.errors import CompressionError, did_you_mean
@@ -49,14 +50,36 @@ class Recovery:
         for name, value, known in (("mode", self.mode, MODES), ("on_failure", self.on_failure, FAILURES)):
             if value not in known:
                 raise CompressionError(f"Recovery({name}={value!r}). {did_you_mean(str(value), known)}")
-        if self.tolerance < 0 or not isfinite(self.tolerance):
+        if not isinstance(self.tolerance, int | float) or not 0 <= self.tolerance < inf:
             raise CompressionError(
-                f"Recovery(tolerance={self.tolerance}): an absolute difference of 0 or more is needed."
+                f"Recovery(tolerance={self.tolerance!r}): an absolute difference of 0 or more is needed."
             )
-        if self.patience < 1:
+        if not isinstance(self.patience, int) or self.patience < 1:
             raise CompressionError(
-                f"Recovery(patience={self.patience}): at least one validation is needed to see a recovery."
+                f"Recovery(patience={self.patience!r}): at least one validation is needed to see a recovery."
             )
+
+    @classmethod
+    def of(cls, value: Recovery | Mapping[str, Any]) -> Recovery:
+        """``value`` itself, or the Recovery that a mapping of its fields describes.
+
+        Raises:
+            CompressionError: neither; an unknown field.
+
+        >>> Recovery.of({"monitor": "val_acc"}).patience
+        3
+        """
+        if isinstance(value, Recovery):
+            return value
+        if not isinstance(value, Mapping):
+            raise CompressionError(f"recover={value!r}: give a Recovery, such as Recovery({value!r}).")
+        known = [field.name for field in fields(cls)]
+        for name in value:
+            if name not in known:
+                raise CompressionError(f"recover has no field {name!r}. {did_you_mean(str(name), known)}")
+        if "monitor" not in value:
+            raise CompressionError("recover needs the name of a metric: monitor.")
+        return cls(**value)
 
     def read(self, metrics: dict[str, Any]) -> float:
         """The monitored value among ``metrics``.

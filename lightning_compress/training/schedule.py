@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil, floor, log1p
+from math import ceil, floor, inf, log1p
 from typing import TypeAlias
 
 from lightning_compress.errors import CompressionError
@@ -49,13 +49,13 @@ class Schedule:
     def __post_init__(self) -> None:
         resolve(self.shape, "lightning_compress.training.schedules")
         for name, value in (("start", self.start), ("end", self.end)):
-            if value < 0 or (isinstance(value, float) and value > 1):
+            if not isinstance(value, int | float) or not 0 <= value < inf or (isinstance(value, float) and value > 1):
                 raise CompressionError(
                     f"Schedule({name}={value}): give a share of the fit in [0, 1] as a float, or epochs as an int."
                 )
-        if self.every is not None and self.every <= 0:
+        if self.every is not None and not (isinstance(self.every, int | float) and 0 < self.every < inf):
             raise CompressionError(f"Schedule(every={self.every}): epochs between cuts must be above 0.")
-        if self.rounds is not None and self.rounds < 1:
+        if self.rounds is not None and not (isinstance(self.rounds, int) and self.rounds >= 1):
             raise CompressionError(f"Schedule(rounds={self.rounds}): at least one round is needed.")
         if self.every is not None and self.rounds is not None:
             raise CompressionError("Schedule: give every or rounds, not both.")

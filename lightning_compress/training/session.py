@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_compress.errors import CompressionError
 from lightning_compress.plan import CHECKPOINT_KEY, Journal, KeepIndices, Plan, Record, ReplaceModule, read_checkpoint
 from lightning_compress.random_states import isolated_random_states
-from lightning_compress.surgery import TracingInput, capture, verify_edit
+from lightning_compress.surgery import TracingInput, capture, private_copy, verify_edit
 from lightning_compress.training import private
 from lightning_compress.training.hooks import unwrap_hooks, wrap_hooks
 from lightning_compress.training.optimizers import OptimizerBinding, OptimizerState
@@ -149,18 +149,37 @@ class Session:
             self._tracing = self._example() or self._captured()
         return self._tracing
 
-    def edit(self, edit: KeepIndices, *, kind: str, text: str, **data: Any) -> None:
-        """Carry ``edit`` out as a transaction: proved on a copy, done, followed, wrapped anew, written down.
+    def prove(self, edit: KeepIndices) -> None:
+        """Try ``edit`` on copies: the network computes the same, and the whole training step still runs.
 
         Raises:
-            CompressionError: the edit cannot be done right; nothing has been touched.
+            CompressionError: it does not; nothing has been touched.
         """
         verify_edit(self.module, edit, self.tracing)
-        self.apply(edit)
-        self.write(kind, text, **data)
+        if self._rehearse(None) is None and (error := self._rehearse(edit)) is not None:
+            raise CompressionError(
+                f"After {edit.label!r} the training step no longer runs ({error}): it uses these layers outside of the "
+                "call that was traced. Leave them alone with exclude=, or set an example_input_array and a forward "
+                "that cover it."
+            ) from error
+
+    def _rehearse(self, edit: KeepIndices | None) -> Exception | None:
+        """What a training step on a copy raises, with or without ``edit``."""
+        trainer = self.trainer
+        if trainer is None or not trainer.training:
+            return None
+        try:
+            with isolated_random_states():
+                copy = private_copy(self.module)
+                if edit is not None:
+                    edit.apply(copy)
+                private.rehearse_training_step(copy, trainer, private.small_train_batch(trainer, self.module))
+        except Exception as error:
+            return error
+        return None
 
     def apply(self, edit: KeepIndices | ReplaceModule) -> None:
-        """Make an edit that has been proved, in mid-fit or out of it."""
+        """Make an edit that has been proved: gradients go, followers follow, the data-parallel wrapper is renewed."""
         self.module.zero_grad(set_to_none=True)
         self.record.apply(edit)
         self.rewrap()
@@ -223,6 +242,10 @@ class Session:
         fitting = self.trainer is not None and self.trainer.state.fn == "fit"
         if fitting or not len(self.journal):
             self.record.journal = journal
+        if fitting:
+            for callback in self.callbacks:
+                if callback.state_key not in checkpoint.get("callbacks", {}):
+                    callback.start_over()
         if fitting and CHECKPOINT_KEY in checkpoint:
             self.resume.from_state(checkpoint[CHECKPOINT_KEY].get("resume"))
 

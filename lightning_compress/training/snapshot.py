@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from lightning_compress.plan import named_tensors
 from lightning_compress.training.optimizers import OptimizerState
 from lightning_compress.training.session import Session
 
@@ -30,14 +32,16 @@ class Snapshot:
     @classmethod
     def take(cls, session: Session) -> Snapshot:
         """Copy the present state."""
-        tensors = {name: tensor.detach().clone() for name, tensor in session.module.state_dict().items()}
+        tensors = {name: tensor.detach().clone() for name, tensor in named_tensors(session.module).items()}
         callbacks = {callback.state_key: callback.get_compression_state() for callback in session.callbacks}
         return cls(len(session.record.edits), tensors, session.get_optimizer_state(), callbacks)
 
     def restore(self, session: Session) -> None:
         """Go back: undo the edits made since, then load weights, buffers, optimizer and callback state, bit for bit."""
         session.undo_to(self.edits)
-        session.module.load_state_dict(self.tensors)
+        with torch.no_grad():
+            for name, tensor in named_tensors(session.module).items():
+                tensor.copy_(self.tensors[name])
         session.set_optimizer_state(self.optimizers)
         for callback in session.callbacks:
             if callback.state_key in self.callbacks:

@@ -156,3 +156,30 @@ def test_a_plan_of_another_network_is_refused_and_the_module_left_alone(tmp_path
     with pytest.raises(lc.CompressionError, match="has no tensor"):
         trainer(Replay()).validate(module, validation_loader(), ckpt_path=tmp_path / "epoch=2.ckpt", verbose=False)
     assert same(before, dict(module.state_dict()))
+
+
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_a_checkpoint_saved_after_the_fit_can_be_loaded(tmp_path, weights_only):
+    module = User()
+    runner = fit(module, lc.NeuronPruning(0.4), lc.WeightPruning(0.5))
+    runner.save_checkpoint(tmp_path / "after.ckpt", weights_only=weights_only)
+    assert same(dict(lc.load_from_checkpoint(User, tmp_path / "after.ckpt").state_dict()), dict(module.state_dict()))
+
+
+def test_masks_are_not_pressed_on_a_file_that_has_none(tmp_path):
+    dense = User()
+    fit(dense, every_epoch(tmp_path), max_epochs=3)
+    module = User()
+    runner = fit(module, lc.WeightPruning(0.9), max_epochs=3)
+    figures = runner.validate(module, validation_loader(), ckpt_path=tmp_path / "epoch=2.ckpt", verbose=False)[0]
+    assert figures["val_acc"] == pytest.approx(accuracy(dense))
+    assert same(dict(module.state_dict()), dict(dense.state_dict()))
+
+
+def test_a_fit_from_a_file_without_our_state_starts_over(tmp_path):
+    fit(User(schedule=False), every_epoch(tmp_path), max_epochs=1)
+    module, pruning = User(schedule=False), lc.WeightPruning(0.6)
+    fit(module, pruning, max_epochs=3)
+    fit(module, pruning, max_epochs=4, ckpt_path=tmp_path / "epoch=0.ckpt")
+    weights = torch.cat([p.flatten() for p in module.parameters() if p.dim() > 1])
+    assert (weights == 0).float().mean() == pytest.approx(0.6, abs=1e-3)

@@ -4,6 +4,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers.logger import DummyLogger
 from support import User, every_epoch, fit, same
 
 import lightning_compress as lc
@@ -215,3 +216,49 @@ def test_a_waiting_gate_resumes_and_rolls_back_from_the_snapshot_in_the_checkpoi
     assert same(dict(whole.state_dict()), dict(resumed.state_dict()))
     assert lc.explain(whole) == lc.explain(resumed)
     assert journal(resumed, "rollback")
+
+
+def test_the_reference_is_measured_as_the_fit_validates():
+    class Looking(User):
+        def on_validation_epoch_end(self):
+            assert self.trainer.max_epochs == 4
+            self.logger.log_metrics({"seen": 1.0})
+
+        def validation_step(self, batch, batch_idx):
+            super().validation_step(batch, batch_idx)
+            assert batch_idx == 0
+            self.log("epoch_now", float(self.current_epoch))
+
+    module = Looking()
+    schedule = Schedule("linear", rounds=1, start=2, end=4)
+    recover = lc.Recovery("epoch_now", tolerance=0.0)
+    fit(
+        module,
+        lc.WeightPruning(0.1, schedule=schedule, recover=recover),
+        max_epochs=4,
+        limit_val_batches=1,
+        logger=DummyLogger(),
+    )
+    assert journal(module, "decision")[0].data["reference"] == 2.0
+
+
+def test_a_reference_that_is_nan_is_refused():
+    with pytest.raises(lc.CompressionError, match="score is nan before the first cut"):
+        fit(Scripted.of(float("nan")), lc.WeightPruning(0.3, recover=lc.Recovery("score")))
+
+
+def test_rollback_of_a_module_that_keeps_a_part_out_of_its_state_dict():
+    class Filtered(Scripted):
+        def state_dict(self, *args, **kwargs):
+            return {key: value for key, value in super().state_dict(*args, **kwargs).items() if "network.6" not in key}
+
+    module = Filtered.of(1.0, 0.2)
+    pruning = PRUNINGS["neurons"](lc.Recovery("score", patience=1))
+    fit(module, pruning, max_epochs=3)
+    assert journal(module, "rollback")
+
+
+@pytest.mark.parametrize("recover", ["val_acc", {"monitr": "val_acc"}, {"patience": 3}])
+def test_a_recovery_that_is_none_is_refused_at_once(recover):
+    with pytest.raises(lc.CompressionError, match="monitor|Recovery"):
+        lc.WeightPruning(0.5, recover=recover)

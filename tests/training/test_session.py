@@ -392,3 +392,71 @@ def test_options_of_the_trainer_work_with_a_gate(options):
     callback = lc.NeuronPruning(0.4, recover=lc.Recovery("val_acc", tolerance=0.1, patience=3))
     fit(User(), callback, **options)
     assert callback.on_target or "fast_dev_run" in options
+
+
+def test_layers_used_outside_of_the_traced_call_are_left_alone_before_anything_is_cut():
+    class TwoHeads(User):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.head, self.decoder = nn.Linear(64, 24), nn.Linear(24, 10), nn.Linear(24, 64)
+
+        def forward(self, images):
+            return self.head(torch.relu(self.encoder(images)))
+
+        def training_step(self, batch, batch_idx):
+            images, labels = batch
+            decoded = self.decoder(torch.relu(self.encoder(images)))
+            return nn.functional.cross_entropy(self(images), labels) + nn.functional.mse_loss(decoded, images)
+
+    module = TwoHeads()
+    module.network = nn.Identity()
+    module.example_input_array = torch.zeros(2, 64)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(lc.CompressionError, match="encoder"):
+        fit(module, lc.NeuronPruning(0.3))
+    assert module.encoder.out_features == 24
+    assert before.keys() == module.state_dict().keys()
+
+
+def test_an_optimizer_with_a_list_of_its_own_is_refused():
+    class Second(User):
+        def configure_optimizers(self):
+            return torch.optim.LBFGS(self.parameters())
+
+    with pytest.raises(lc.CompressionError, match="LBFGS keeps a list"):
+        fit(Second(), lc.NeuronPruning(0.3))
+
+
+def test_layers_that_are_left_alone_stand_in_the_journal():
+    module = User()
+    module.network = nn.Sequential(
+        nn.Linear(64, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 10)
+    )
+    fit(module, lc.NeuronPruning(0.3))
+    assert "network.0 is left alone" in lc.explain(module)
+    assert module.network[0].out_features == 16
+    assert module.network[3].out_features < 12
+
+
+def test_callbacks_can_be_pickled_after_a_fit():
+    pruning = lc.WeightPruning(0.5)
+    fit(User(), pruning)
+    assert pickle.loads(pickle.dumps(pruning)).reached == pruning.reached
+
+
+def test_validating_another_module_does_not_start_a_callback_over():
+    pruning = lc.NeuronPruning(0.3)
+    module = User()
+    runner = fit(module, pruning)
+    runner.validate(User(), validation_loader(), verbose=False)
+    width = module.network[0].out_features
+    fit(module, pruning)
+    assert module.network[0].out_features == width
+
+
+def test_computed_weights_are_refused():
+    module = User()
+    module.network[0] = torch.nn.utils.parametrizations.weight_norm(module.network[0])
+    with pytest.raises(lc.CompressionError, match="'network.0' is computed"):
+        fit(module, lc.WeightPruning(0.5))
+    fit(module, lc.WeightPruning(0.5, exclude=["network.0"]), max_epochs=2)

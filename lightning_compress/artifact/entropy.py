@@ -1,0 +1,110 @@
+"""Symbols to bytes and back: the closed set of entropy coders behind one pair of functions."""
+
+from __future__ import annotations
+
+import zlib
+from enum import IntEnum
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_compress.artifact.format_error import FormatError
+from lightning_compress.artifact.huffman import huffman_decode, huffman_encode
+
+CoderName: TypeAlias = Literal["auto", "deflate", "huffman"]
+SHORT, LONG = 2**12, 2**14
+"""Below the one, DEFLATE's tables weigh more than its speed; from the other on, "auto" takes DEFLATE unless Huffman's
+one table saves more than 1/256.
+"""
+
+
+class Coder(IntEnum):
+    """How a stream is coded; the numbers are part of the format, and a file can name no other.
+
+    RAW are the symbols themselves. DEFLATE is the standard library's, in its Huffman-only mode: dynamic Huffman codes,
+    made anew every 32 K symbols, decoded in C. HUFFMAN is our own canonical code, one table a stream.
+    """
+
+    RAW = 0
+    DEFLATE = 1
+    HUFFMAN = 2
+
+
+_ALLOWED: dict[str, tuple[Coder, ...]] = {
+    "auto": (Coder.DEFLATE, Coder.HUFFMAN),
+    "deflate": (Coder.DEFLATE,),
+    "huffman": (Coder.HUFFMAN,),
+}
+CODERS = tuple(_ALLOWED)
+
+
+def encode_symbols(symbols: NDArray[np.uint8], name: CoderName = "auto") -> tuple[Coder, bytes]:
+    """The smallest of what the coders behind ``name`` make of ``symbols``.
+
+    Args:
+        symbols: shape (n,).
+        name: "huffman", "deflate" (short streams are Huffman's where that is smaller), or "auto" for the better one;
+            what no code makes smaller stays raw.
+
+    >>> coder, data = encode_symbols(np.array([1, 1, 2, 1, 1, 1, 3, 1], np.uint8), "huffman")
+    >>> coder.name, len(data)
+    ('HUFFMAN', 6)
+    """
+    allowed = _ALLOWED["auto" if name == "deflate" and len(symbols) < SHORT else name]
+    coded = {coder: _ENCODERS[coder](symbols) for coder in allowed} if len(symbols) else {}
+    if len(coded) > 1 and len(symbols) >= LONG and len(coded[Coder.HUFFMAN]) * 256 >= len(coded[Coder.DEFLATE]) * 255:
+        del coded[Coder.HUFFMAN]
+    best = min(coded, key=lambda coder: (len(coded[coder]), coder), default=Coder.RAW)
+    if best not in coded or len(coded[best]) >= len(symbols):
+        return Coder.RAW, symbols.tobytes()
+    return best, coded[best]
+
+
+def decode_symbols(coder: Coder, data: bytes, count: int) -> NDArray[np.uint8]:
+    """Exactly ``count`` symbols; never more memory than they take.
+
+    Raises:
+        FormatError: ``data`` are not exactly that.
+
+    >>> decode_symbols(*encode_symbols(np.arange(9, dtype=np.uint8)), 9).tolist()
+    [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    """
+    if coder is Coder.HUFFMAN:
+        return huffman_decode(data, count)
+    raw = data if coder is Coder.RAW else inflate(data, count)
+    if len(raw) != count:
+        raise FormatError(f"A stream has {len(raw)} symbols instead of {count}.")
+    return np.frombuffer(raw, np.uint8)
+
+
+def deflate(data: bytes, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> bytes:
+    """A raw DEFLATE stream; the settings are fixed, for equal input gives equal files."""
+    coder = zlib.compressobj(9, zlib.DEFLATED, -15, 9, strategy)
+    return coder.compress(data) + coder.flush()
+
+
+def inflate(data: bytes, size: int) -> bytes:
+    """The ``size`` bytes in a raw DEFLATE stream; a stream that would swell to more is stopped.
+
+    Raises:
+        FormatError: no DEFLATE, not its end, bytes behind it, or another size.
+
+    >>> inflate(deflate(b"abc"), 3)
+    b'abc'
+    """
+    decoder = zlib.decompressobj(-15)
+    try:
+        raw = decoder.decompress(data, size + 1)  # one more than expected, so that the end itself is reached
+    except zlib.error as error:
+        raise FormatError(f"A stream is no DEFLATE: {error}.") from None
+    if len(raw) != size or not decoder.eof or decoder.unused_data:
+        raise FormatError(f"A DEFLATE stream is not exactly {size} bytes.")
+    return raw
+
+
+def _deflate_symbols(symbols: NDArray[np.uint8]) -> bytes:
+    return deflate(symbols.tobytes(), zlib.Z_HUFFMAN_ONLY)
+
+
+_ENCODERS = {Coder.DEFLATE: _deflate_symbols, Coder.HUFFMAN: huffman_encode}

@@ -1,0 +1,265 @@
+"""Where the entries are that are not zero: gaps between them, or a bitmap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_compress.artifact.entropy import CoderName
+from lightning_compress.artifact.fields import FieldReader, FieldWriter
+from lightning_compress.artifact.format_error import FormatError
+from lightning_compress.artifact.huffman import huffman_bits
+from lightning_compress.artifact.row_classes import MAX_CLASSES, row_classes
+from lightning_compress.artifact.streams import Stream
+
+Mask = NDArray[np.bool_]
+ESCAPE = 255
+MAX_LOW = 16
+
+
+@dataclass(frozen=True)
+class GapClass:
+    """The gaps between the entries of the rows of one class.
+
+    Attributes:
+        entries: number of entries that are not zero.
+        escapes: number of symbols that stand for no entry.
+        low_bits: so many lowest bits of every gap are stored as they are, for they are noise.
+        high: gap >> low_bits; 255 stands for 255 and "more follows".
+        low: the lowest bits, packed.
+    """
+
+    entries: int
+    escapes: int
+    low_bits: int
+    high: Stream
+    low: bytes
+
+    @classmethod
+    def read(cls, reader: FieldReader, entries: int, size: int) -> GapClass:
+        """The fields of a class of ``entries`` in a mask of ``size``."""
+        if not entries:
+            return _EMPTY
+        escapes, low_bits = reader.number(size // ESCAPE), reader.number(MAX_LOW)
+        return cls(entries, escapes, low_bits, Stream.read(reader), reader.take(-(-entries * low_bits // 8)))
+
+
+@dataclass(frozen=True)
+class GapMask:
+    """Gaps: the number of zeros before each entry that is not zero, in the order of the rows of each class.
+
+    Attributes:
+        entries: number of entries that are not zero.
+        class_of_row: None where there is one class only.
+        classes: at most 8.
+    """
+
+    entries: int
+    class_of_row: Stream | None
+    classes: tuple[GapClass, ...]
+
+    def write(self, writer: FieldWriter) -> None:
+        """The fields."""
+        writer.number(self.entries)
+        if not self.entries:
+            return
+        writer.number(len(self.classes))
+        if self.class_of_row is not None:
+            self.class_of_row.write(writer)
+        for part in self.classes:
+            if self.class_of_row is not None:
+                writer.number(part.entries)
+            if part.entries:
+                writer.number(part.escapes)
+                writer.number(part.low_bits)
+                part.high.write(writer)
+                writer.data += part.low
+
+    @classmethod
+    def read(cls, reader: FieldReader, size: int) -> GapMask:
+        """The fields of a mask of ``size`` entries."""
+        entries = reader.number(size)
+        if not entries:
+            return cls(0, None, ())
+        number = reader.number(MAX_CLASSES)
+        if number == 1:
+            return cls(entries, None, (GapClass.read(reader, entries, size),))
+        class_of_row = Stream.read(reader)
+        parts = tuple(GapClass.read(reader, reader.number(entries), size) for _ in range(number))
+        if sum(part.entries for part in parts) != entries:
+            raise reader.refuse(f"the classes of a mask have not its {entries} entries")
+        return cls(entries, class_of_row, parts)
+
+    @property
+    def streams(self) -> list[Stream]:
+        """All of them."""
+        first = [] if self.class_of_row is None else [self.class_of_row]
+        return [*first, *(part.high for part in self.classes if part.entries)]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the streams."""
+        return sum(len(stream.data) for stream in self.streams) + sum(len(part.low) for part in self.classes)
+
+    def decode(self, rows: int, columns: int) -> Mask:
+        """Boolean mask of shape (rows, columns).
+
+        Raises:
+            FormatError: an entry beyond the end, or another number of entries than stated.
+        """
+        mask = np.zeros((rows, columns), np.bool_)
+        if self.class_of_row is None:
+            for part in self.classes:
+                _decode_gaps(part, mask.reshape(-1))
+            return mask
+        class_of_row = self.class_of_row.decode(rows, len(self.classes))
+        for position, part in enumerate(self.classes):
+            members = np.flatnonzero(class_of_row == position)
+            inner = np.zeros((len(members), columns), np.bool_)
+            _decode_gaps(part, inner.reshape(-1))
+            mask[members] = inner
+        return mask
+
+
+@dataclass(frozen=True)
+class BitMask:
+    """One bit an entry, eight of them one symbol."""
+
+    entries: int
+    stream: Stream
+
+    def write(self, writer: FieldWriter) -> None:
+        """The fields."""
+        writer.number(self.entries)
+        self.stream.write(writer)
+
+    @classmethod
+    def read(cls, reader: FieldReader, size: int) -> BitMask:
+        """The fields of a mask of ``size`` entries."""
+        return cls(reader.number(size), Stream.read(reader))
+
+    @property
+    def streams(self) -> list[Stream]:
+        """The one."""
+        return [self.stream]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the stream."""
+        return len(self.stream.data)
+
+    def decode(self, rows: int, columns: int) -> Mask:
+        """Boolean mask of shape (rows, columns).
+
+        Raises:
+            FormatError: not as many entries as stated.
+        """
+        mask = self.stream.decode(rows * columns, 2).astype(np.bool_)
+        if int(mask.sum()) != self.entries:
+            raise FormatError(f"A mask has {int(mask.sum())} entries instead of {self.entries}.")
+        return mask.reshape(rows, columns)
+
+
+def encode_bitmap(mask: Mask, coder: CoderName) -> BitMask:
+    """``mask`` as a bitmap."""
+    return BitMask(int(mask.sum()), Stream.encode(mask.reshape(-1).view(np.uint8), 2, coder))
+
+
+def encode_gaps(mask: Mask, coder: CoderName) -> GapMask:
+    """``mask``, shape (rows, columns), as gaps; in row classes where they make it smaller.
+
+    >>> mask = np.random.default_rng(0).random((64, 100)) < 0.1
+    >>> bool((encode_gaps(mask, "auto").decode(64, 100) == mask).all())
+    True
+    """
+    entries = int(mask.sum())
+    if not entries:
+        return GapMask(0, None, ())
+    together = GapMask(entries, None, (_encode_class(mask, coder),))
+    classes = row_classes(mask.sum(1, dtype=np.int64), mask.shape[1])[1]
+    number = int(classes.max(initial=0)) + 1
+    if number == 1:
+        return together
+    parts = tuple(_encode_class(mask[classes == position], coder) for position in range(number))
+    apart = GapMask(entries, Stream.encode(classes, number, coder), parts)
+    return min(together, apart, key=_written)
+
+
+def _written(mask: GapMask) -> int:
+    writer = FieldWriter()
+    mask.write(writer)
+    return len(writer.data)
+
+
+def _encode_class(mask: Mask, coder: CoderName) -> GapClass:
+    places = np.flatnonzero(mask.reshape(-1))
+    if not len(places):
+        return _EMPTY
+    gaps = np.diff(places, prepend=-1) - 1
+    low_bits = _best_low_bits(gaps)
+    high = gaps >> low_bits
+    escapes = high // ESCAPE
+    last = np.cumsum(escapes + 1) - 1
+    symbols = np.full(int(last[-1]) + 1, ESCAPE, np.uint8)
+    symbols[last] = high % ESCAPE
+    low = pack_bits(gaps & ((1 << low_bits) - 1), low_bits)
+    return GapClass(len(gaps), len(symbols) - len(gaps), low_bits, Stream.encode(symbols, 256, coder), low)
+
+
+def _best_low_bits(gaps: NDArray[np.int64]) -> int:
+    """The number of low bits with which a Huffman code, its table included, is smallest."""
+    sizes = []
+    for low_bits in range(MAX_LOW + 1):
+        high = gaps >> low_bits
+        counts = np.bincount(high % ESCAPE, minlength=256)
+        counts[ESCAPE] = int((high // ESCAPE).sum())
+        sizes.append(huffman_bits(counts.astype(np.int64)) + low_bits * len(gaps))
+        if low_bits and sizes[-1] > sizes[-2]:
+            break
+    return int(np.argmin(sizes))
+
+
+def _decode_gaps(part: GapClass, mask: Mask) -> None:
+    """Set the entries of ``part`` in the flat ``mask``."""
+    if not part.entries:
+        return
+    symbols = part.high.decode(part.entries + part.escapes, 256)
+    last = np.flatnonzero(symbols != ESCAPE)
+    if len(last) != part.entries or last[-1] != len(symbols) - 1:
+        raise FormatError(f"A mask has {len(last)} entries instead of {part.entries}, or ends with an escape.")
+    high = np.diff(np.cumsum(symbols, dtype=np.int64)[last], prepend=0)
+    gaps = (high << part.low_bits) + unpack_bits(part.low, part.low_bits, len(last))
+    places = np.cumsum(gaps + 1) - 1
+    if places[-1] >= len(mask):
+        raise FormatError(f"A mask has an entry at {places[-1]}; its length is {len(mask)}.")
+    mask[places] = True
+
+
+def pack_bits(numbers: NDArray[np.int64], width: int) -> bytes:
+    """The lowest ``width`` bits of each number, one behind the other.
+
+    >>> pack_bits(np.array([1, 2, 3]), 2).hex()
+    '6c'
+    """
+    shifts = np.arange(width - 1, -1, -1)
+    return np.packbits(((numbers[:, None] >> shifts) & 1).astype(np.uint8)).tobytes()
+
+
+def unpack_bits(data: bytes, width: int, count: int) -> NDArray[np.int64]:
+    """Back from :func:`pack_bits`.
+
+    Raises:
+        FormatError: ``data`` are not ``count`` numbers.
+    """
+    if len(data) != -(-count * width // 8):
+        raise FormatError(f"{len(data)} bytes are not {count} numbers of {width} bits.")
+    bits = np.unpackbits(np.frombuffer(data, np.uint8), count=count * width).reshape(count, width)
+    numbers = np.zeros(count, np.int64)
+    for place in range(width):
+        numbers = numbers << 1 | bits[:, place]
+    return numbers
+
+
+_EMPTY = GapClass(0, 0, 0, Stream.encode(np.zeros(0, np.uint8), 256, "auto"), b"")

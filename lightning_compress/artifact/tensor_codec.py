@@ -1,0 +1,188 @@
+"""Tensors to records and back: what a tensor is, is found from its values, and its smallest form is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_compress.artifact.dtypes import Bits, bits_of
+from lightning_compress.artifact.entropy import CoderName
+from lightning_compress.artifact.fields import FieldReader, FieldWriter
+from lightning_compress.artifact.mask_codec import BitMask, GapMask, Mask, encode_bitmap, encode_gaps
+from lightning_compress.artifact.value_codec import Kind, Values, encode_values
+
+PIECE = 2**21
+"""Entries that are coded at a time: what is needed besides the tensor itself does not grow with it."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A piece of a tensor, coded.
+
+    Attributes:
+        transposed: the piece was read column by column.
+        mask: where it is not zero; None where zero is a value like others.
+        values: what it is there; None where it is zero throughout.
+    """
+
+    transposed: bool
+    mask: GapMask | BitMask | None
+    values: Values | None
+
+    def write(self, writer: FieldWriter) -> None:
+        """One byte that says what follows, then mask and values."""
+        kind, storage = (self.values.kind, self.values.storage) if self.values is not None else (Kind.PLANES, 0)
+        form = 0 if self.mask is None else 1 if isinstance(self.mask, GapMask) else 2
+        writer.data.append(form | kind << 2 | self.transposed << 4 | storage << 5)
+        if self.mask is not None:
+            self.mask.write(writer)
+        if self.values is not None:
+            self.values.write(writer)
+
+    @classmethod
+    def read(cls, reader: FieldReader, size: int, dtype: torch.dtype) -> Record:
+        """The record of ``size`` entries; nothing is decoded."""
+        head = reader.byte()
+        form, kind, storage = head & 3, head >> 2 & 3, head >> 5
+        if form == 3 or kind == 3 or storage > 3 or (storage and not dtype.is_floating_point):
+            raise reader.refuse(f"the form {head} of a record is unknown")
+        mask: GapMask | BitMask | None = None
+        if form:
+            mask = GapMask.read(reader, size) if form == 1 else BitMask.read(reader, size)
+        empty = not size if mask is None else not mask.entries
+        return cls(bool(head & 16), mask, None if empty else Values.read(reader, Kind(kind), storage, dtype))
+
+    def decode(self, out: Bits, columns: int, dtype: torch.dtype) -> None:
+        """Write the entries into ``out``, shape (n,).
+
+        Raises:
+            FormatError: the streams are not what the record says.
+        """
+        if self.mask is None:
+            if self.values is not None:
+                out[:] = self.values.decode(len(out), dtype)
+            return
+        rows = len(out) // columns if columns else 0
+        shape = (columns, rows) if self.transposed else (rows, columns)
+        mask = self.mask.decode(*shape)
+        view = out.reshape(rows, columns)
+        view[...] = 0
+        if self.values is not None:
+            (view.T if self.transposed else view)[mask] = self.values.decode(self.mask.entries, dtype)
+
+
+def encode_tensor(tensor: Tensor, coder: CoderName = "auto") -> list[Record]:
+    """The records of a tensor on the CPU, one for each of its pieces.
+
+    >>> pruned = torch.zeros(64, 64)
+    >>> pruned[::9, ::7] = 0.5
+    >>> record, = encode_tensor(pruned)
+    >>> type(record.mask).__name__, record.values.kind.name
+    ('GapMask', 'CODEBOOK')
+    """
+    bits = bits_of(tensor)
+    return [
+        _encode_piece(bits[start:stop], columns, tensor.dtype, coder) for start, stop, columns in pieces(tensor.shape)
+    ]
+
+
+def decode_tensor(records: Iterable[Record], out: Tensor) -> None:
+    """Write the entries into ``out``, a contiguous tensor on the CPU, bit for bit as they were.
+
+    Raises:
+        FormatError: the records are not of a tensor of this shape and dtype.
+
+    >>> tensor = torch.tensor([[1.0, float("nan")], [-0.0, 3.0]])
+    >>> back = torch.empty(2, 2)
+    >>> decode_tensor(encode_tensor(tensor), back)
+    >>> back.view(torch.int32).equal(tensor.view(torch.int32))
+    True
+    """
+    bits = bits_of(out)
+    for record, (start, stop, columns) in zip(records, pieces(out.shape), strict=True):
+        record.decode(bits[start:stop], columns, out.dtype)
+
+
+def write_records(records: Sequence[Record], writer: FieldWriter) -> None:
+    """One behind the other."""
+    for record in records:
+        record.write(writer)
+
+
+def read_records(reader: FieldReader, shape: Sequence[int], dtype: torch.dtype) -> Iterator[Record]:
+    """The records of a tensor, one at a time; nothing is decoded."""
+    for start, stop, _ in pieces(shape):
+        yield Record.read(reader, stop - start, dtype)
+
+
+def pieces(shape: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Start, stop and row length of each piece of the flattened tensor: whole rows, where they are not too long.
+
+    >>> list(pieces((3, 2, 2)))
+    [(0, 12, 4)]
+    """
+    total = prod(shape)
+    columns = prod(shape[1:]) if len(shape) > 1 else total
+    if not 0 < columns <= PIECE:
+        columns = PIECE
+    step = PIECE // columns * columns
+    for start in range(0, total, step):
+        stop = min(start + step, total)
+        yield start, stop, min(columns, stop - start)
+
+
+def entropy_bound(bits: Bits) -> float:
+    """Zero-order bound in bytes: the entropy of the mask and of the values that are not zero; 0 for many values.
+
+    >>> round(entropy_bound(np.array([0, 0, 1, 2], np.uint32)), 3)
+    0.75
+    """
+    nonzero = bits[bits != 0]
+    distinct, counts = np.unique(nonzero, return_counts=True)
+    if len(distinct) > 256:
+        return 0.0
+    return (_entropy(np.array([len(bits) - len(nonzero), len(nonzero)])) + _entropy(counts)) / 8
+
+
+def _entropy(counts: NDArray[np.int64]) -> float:
+    counts = counts[counts > 0]
+    return float((counts * np.log2(counts.sum() / counts)).sum()) if len(counts) else 0.0
+
+
+def _encode_piece(bits: Bits, columns: int, dtype: torch.dtype, coder: CoderName) -> Record:
+    matrix = bits.reshape(-1, columns)
+    mask = matrix != 0
+    entries = int(mask.sum())
+    if not entries:
+        return Record(False, GapMask(0, None, ()), None)
+    share = entries / len(bits)
+    candidates = []
+    if share > 0.25:
+        candidates.append(Record(False, None, encode_values(bits, dtype, coder)))
+    if share < 0.98:
+        candidates.append(_masked(matrix, mask, encode_gaps(mask, coder), False, dtype, coder))
+    if 0.05 < share < 0.98:
+        candidates.append(_masked(matrix, mask, encode_bitmap(mask, coder), False, dtype, coder))
+    if share < 0.98 and 1 < columns < len(bits):
+        turned = np.ascontiguousarray(mask.T)
+        candidates.append(_masked(matrix, turned, encode_gaps(turned, coder), True, dtype, coder))
+    return min(candidates, key=_written)
+
+
+def _masked(
+    matrix: Bits, mask: Mask, coded: GapMask | BitMask, transposed: bool, dtype: torch.dtype, coder: CoderName
+) -> Record:
+    values = (matrix.T if transposed else matrix)[mask]
+    return Record(transposed, coded, encode_values(values, dtype, coder))
+
+
+def _written(record: Record) -> int:
+    writer = FieldWriter()
+    record.write(writer)
+    return len(writer.data)

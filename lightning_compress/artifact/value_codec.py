@@ -1,0 +1,207 @@
+"""What the entries are: few distinct values, a uniform grid, or anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import torch
+
+from lightning_compress.artifact.dtypes import Bits, bits_of, from_bits, narrow, storage_type, widen
+from lightning_compress.artifact.entropy import CoderName
+from lightning_compress.artifact.fields import FieldReader, FieldWriter
+from lightning_compress.artifact.format_error import FormatError
+from lightning_compress.artifact.streams import Stream
+
+FEW = 256
+SAMPLE = 4096
+SPARSE = 17
+"""From so many values on, levels of a grid that do not occur cost next to nothing."""
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+class Kind(IntEnum):
+    """What values are; the numbers are part of the format.
+
+    PLANES: any values; all first bytes, all second bytes and so on, for the bytes with the exponents are alike (signs
+    are noise, and go to the other end).
+    CODEBOOK: at most 256 distinct ones. GRID: whole multiples of a step, at most 256 neighbouring ones.
+    """
+
+    PLANES = 0
+    CODEBOOK = 1
+    GRID = 2
+
+
+@dataclass(frozen=True)
+class Values:
+    """Coded values.
+
+    Attributes:
+        kind: what they are.
+        storage: number of the narrower format in which they, their codebook or their step are stored.
+        known: size of the codebook or grid; 0 for planes.
+        lowest: the lowest level of a grid.
+        codebook: the distinct values, or the step; little-endian.
+        streams: the planes, or the one stream of indices.
+    """
+
+    kind: Kind
+    storage: int
+    known: int
+    lowest: int
+    codebook: bytes
+    streams: tuple[Stream, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the streams."""
+        return sum(len(stream.data) for stream in self.streams)
+
+    def write(self, writer: FieldWriter) -> None:
+        """The fields; kind and storage stand elsewhere."""
+        if self.kind is not Kind.PLANES:
+            writer.number(self.known - 1)
+            if self.kind is Kind.GRID:
+                writer.signed(self.lowest)
+            writer.data += self.codebook
+        for stream in self.streams:
+            stream.write(writer)
+
+    @classmethod
+    def read(cls, reader: FieldReader, kind: Kind, storage: int, dtype: torch.dtype) -> Values:
+        """The fields."""
+        size = storage_type(storage, dtype).itemsize
+        if kind is Kind.PLANES:
+            return cls(kind, storage, 0, 0, b"", tuple(Stream.read(reader) for _ in range(size)))
+        known = reader.number(FEW - 1) + 1
+        lowest = reader.signed(FEW * FEW) if kind is Kind.GRID else 0
+        codebook = reader.take(size if kind is Kind.GRID else known * size)
+        return cls(kind, storage, known, lowest, codebook, (Stream.read(reader),))
+
+    def decode(self, count: int, dtype: torch.dtype) -> Bits:
+        """The bits of the ``count`` values."""
+        stored = storage_type(self.storage, dtype)
+        if self.kind is Kind.PLANES:
+            planes = np.empty((count, stored.itemsize), np.uint8)
+            for place, stream in enumerate(self.streams):
+                planes[:, place] = stream.decode(count, 256)
+            values = widen(_sign_first(planes.reshape(-1).view(stored), dtype), self.storage, dtype)
+            return _check_bool(values, dtype)
+        small = np.frombuffer(self.codebook, stored)
+        table = widen(small.copy(), self.storage, dtype)
+        if self.kind is Kind.GRID:
+            table = _grid(from_bits(table, dtype), self.lowest, self.known)
+        return _check_bool(table, dtype)[self.streams[0].decode(count, self.known)]
+
+
+def encode_values(bits: Bits, dtype: torch.dtype, coder: CoderName) -> Values:
+    """The smallest lossless form of values, shape (n,), n >= 1.
+
+    >>> encode_values(bits_of(torch.tensor([0.5, -0.25, 0.5])), torch.float32, "auto").kind.name
+    'GRID'
+    """
+    distinct = _distinct(bits)
+    if distinct is None:
+        return _encode_planes(bits, dtype, coder)
+    forms = _encode_few(bits, distinct, dtype, coder)
+    if len(distinct) * distinct.itemsize > len(bits):
+        forms.append(_encode_planes(bits, dtype, coder))
+    return min(forms, key=lambda values: values.size + len(values.codebook))
+
+
+def _distinct(bits: Bits) -> Bits | None:
+    """The distinct values, sorted by their bits; None if they are more than 256."""
+    if len(bits) > SAMPLE and len(np.unique(bits[:SAMPLE])) > FEW:
+        return None
+    distinct = np.unique(bits)
+    return distinct if len(distinct) <= FEW else None
+
+
+def _encode_few(bits: Bits, distinct: Bits, dtype: torch.dtype, coder: CoderName) -> list[Values]:
+    """As a grid, if it is one; as a codebook, unless the grid is full anyway."""
+    values = from_bits(distinct, dtype)
+    if dtype in _FLOATS:
+        distinct = distinct[np.argsort(values.double().numpy(), kind="stable")]  # neighbours have like counts
+    indices = _index(bits, distinct)
+    grid = _find_grid(distinct, dtype)
+    forms = []
+    if grid is not None:
+        step, levels = grid
+        lowest = int(levels.min())
+        known = int(levels.max()) - lowest + 1
+        stream = Stream.encode((levels - lowest).astype(np.uint8)[indices], known, coder)
+        storage, small = narrow(step, dtype)
+        table = small.astype(storage_type(storage, dtype)).tobytes()
+        forms.append(Values(Kind.GRID, storage, known, lowest, table, (stream,)))
+    if not forms or len(distinct) < min(forms[0].known, SPARSE):
+        storage, small = narrow(distinct, dtype)
+        table = small.astype(storage_type(storage, dtype)).tobytes()
+        stream = Stream.encode(indices, len(distinct), coder)
+        forms.append(Values(Kind.CODEBOOK, storage, len(distinct), 0, table, (stream,)))
+    return forms
+
+
+def _index(bits: Bits, distinct: Bits) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    """Where in ``distinct`` each of ``bits`` stands."""
+    order = np.argsort(distinct)
+    return order.astype(np.uint8)[np.searchsorted(distinct[order], bits)]
+
+
+def _find_grid(distinct: Bits, dtype: torch.dtype) -> tuple[Bits, np.ndarray[tuple[int], np.dtype[np.int64]]] | None:
+    """The step and the level of each value, if they are exactly level times step in the arithmetic of ``dtype``."""
+    values = from_bits(distinct, dtype)
+    if dtype not in _FLOATS or len(distinct) < 2 or not bool(values.isfinite().all()):
+        return None
+    wide = values.double()
+    differences = torch.cat([wide.diff(), wide.abs()])
+    smallest = differences[differences > 0].min()
+    for divisor in (1, 2, 3):
+        step = (smallest / divisor).to(dtype)
+        levels = (wide / step.double()).round()
+        if not bool(levels.isfinite().all()) or bool((levels.abs() > FEW * FEW).any()):
+            return None
+        numbers = levels.long().numpy()
+        lowest, known = int(numbers.min()), int(numbers.max() - numbers.min()) + 1
+        if known <= FEW and np.array_equal(_grid(step.reshape(1), lowest, known)[numbers - lowest], distinct):
+            return bits_of(step), numbers
+    return None
+
+
+def _grid(step: torch.Tensor, lowest: int, known: int) -> Bits:
+    """The values of a grid."""
+    if step.dtype not in _FLOATS:
+        raise FormatError(f"{step.dtype} has no grid.")
+    work = torch.float64 if step.dtype == torch.float64 else torch.float32
+    levels = torch.arange(lowest, lowest + known, dtype=work)
+    return bits_of((levels * step.to(work)).to(step.dtype))
+
+
+def _encode_planes(bits: Bits, dtype: torch.dtype, coder: CoderName) -> Values:
+    storage, small = narrow(bits, dtype)
+    stored = storage_type(storage, dtype)
+    planes = _sign_last(small.astype(stored), dtype).view(np.uint8).reshape(len(bits), stored.itemsize)
+    streams = [Stream.encode(np.ascontiguousarray(planes[:, place]), 256, coder) for place in range(stored.itemsize)]
+    return Values(Kind.PLANES, storage, 0, 0, b"", tuple(streams))
+
+
+def _sign_last(bits: Bits, dtype: torch.dtype) -> Bits:
+    """The sign of floating-point numbers moved from their highest bit to their lowest."""
+    if dtype not in _FLOATS:
+        return bits
+    return (bits << 1) | (bits >> (8 * bits.itemsize - 1))
+
+
+def _sign_first(bits: Bits, dtype: torch.dtype) -> Bits:
+    """Back from :func:`_sign_last`."""
+    if dtype not in _FLOATS:
+        return bits
+    return (bits >> 1) | (bits << (8 * bits.itemsize - 1))
+
+
+def _check_bool(bits: Bits, dtype: torch.dtype) -> Bits:
+    if dtype is torch.bool and bits.max(initial=0) > 1:
+        raise FormatError("A bool is neither 0 nor 1.")
+    return bits
