@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_compress.artifact import inspect_compressed, load_compressed, save_compressed
     from lightning_compress.artifact.callback import SaveCompressed
+    from lightning_compress.distillation import Distillation, DistillationModule
     from lightning_compress.errors import CompressionError
     from lightning_compress.measure import measure
     from lightning_compress.plan import Plan, explain
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "CompressionError": "lightning_compress.errors",
+    "Distillation": "lightning_compress.distillation",
+    "DistillationModule": "lightning_compress.distillation",
     "NeuronPruning": "lightning_compress.pruning",
     "Plan": "lightning_compress.plan",
     "Recovery": "lightning_compress.training",
@@ -28,11 +31,13 @@ _HOME = {
     "measure": "lightning_compress.measure.cost",
     "save_compressed": "lightning_compress.artifact",
 }
-_ROOMS = ("artifact", "measure", "plan", "pruning", "report", "surgery", "training", "zoo")
+_ROOMS = ("artifact", "distillation", "measure", "plan", "pruning", "report", "surgery", "training", "zoo")
 
 __version__ = "0.1.0"
 __all__ = [
     "CompressionError",
+    "Distillation",
+    "DistillationModule",
     "NeuronPruning",
     "Plan",
     "Recovery",

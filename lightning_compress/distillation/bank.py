@@ -1,0 +1,155 @@
+"""The teachers of a student together: asked, brought to the student's classes, pooled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.distillation.pools.random import random
+from lightning_compress.distillation.teacher import Teacher
+from lightning_compress.errors import CompressionError
+from lightning_compress.registry import resolve
+from lightning_compress.surgery import TracingInput
+
+Pool = Callable[[Tensor, Tensor, float], Tensor]
+POOLS = "lightning_compress.distillation.pools"
+FOR_ANY_OUTPUT = ("mean_logits", "random")
+
+
+class TeacherBank:
+    """Teachers outside of every module tree, and the pool that makes one voice of them.
+
+    Args:
+        teachers: at least one.
+        pool: name of a function in ``distillation/pools``, or any callable like those.
+        outputs: what the loss reads: "classes", "pixels", "labels" or "values".
+
+    Raises:
+        CompressionError: an unknown pool, or one of class distributions for outputs that are none.
+    """
+
+    def __init__(self, teachers: Sequence[Teacher], pool: str | Pool, outputs: str = "classes") -> None:
+        self.teachers = list(teachers)
+        self.pool: Pool = resolve(pool, POOLS)
+        self.outputs = outputs
+        if outputs in ("labels", "values") and isinstance(pool, str) and pool not in FOR_ANY_OUTPUT:
+            raise CompressionError(
+                f"pool={pool!r} pools distributions over classes, and the loss reads {outputs}. "
+                f"Use one of {', '.join(FOR_ANY_OUTPUT)}."
+            )
+        self.weights = normalised([teacher.weight for teacher in teachers])
+        self._fingerprints: list[str] = []
+        self._width: int | None = None
+
+    def load(self, module: L.LightningModule) -> None:
+        """Read checkpoints; note what each teacher consists of."""
+        for teacher in self.teachers:
+            teacher.load(type(module))
+        self._fingerprints = [_fingerprint(teacher) for teacher in self.teachers]
+
+    @property
+    def fingerprint(self) -> str:
+        """One for all of them, with what is made of their outputs before they are kept."""
+        return "+".join(
+            f"{teacher.fingerprint()}{'' if teacher.classes is None else list(teacher.classes)}"
+            for teacher in self.teachers
+        )
+
+    def refuse_trained(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Raise if a teacher's parameters are among those that are trained."""
+        held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+        for teacher in self.teachers:
+            network = teacher.network
+            if isinstance(network, nn.Module) and any(id(parameter) in held for parameter in network.parameters()):
+                raise CompressionError(
+                    f"The teacher {teacher.name} would be trained: its parameters are in the student's optimizer. "
+                    "Pass a copy: copy.deepcopy(network)."
+                )
+
+    def check_unchanged(self) -> None:
+        """Raise if a teacher is not what it was."""
+        for teacher, before in zip(self.teachers, self._fingerprints, strict=True):
+            if before != _fingerprint(teacher):
+                raise CompressionError(
+                    f"The teacher {teacher.name} changed during the fit: something else trains it, or runs it in train "
+                    "mode. The student learnt from a moving target; pass a copy: copy.deepcopy(network)."
+                )
+
+    def prepare(self, device: torch.device, call: TracingInput, student: Tensor) -> None:
+        """Put the teachers where they run, and see that they fit the student's output.
+
+        Raises:
+            CompressionError: numbers of classes that differ without a class map.
+        """
+        self._width = student.shape[1 if self.outputs == "pixels" else -1]
+        for teacher in self.teachers:
+            teacher.prepare(device, call)
+            logits = teacher.ask(call.args, call.kwargs)
+            self._check(teacher, logits, student)
+
+    def ask(self, args: tuple[Any, ...], kwargs: dict[str, Any], step: int = 0) -> Tensor:
+        """The members' logits (members, ...), classes last, in the student's classes; -inf where one is unknown."""
+        return torch.stack([self._known(teacher, teacher.ask(args, kwargs)) for teacher in self.members(step)])
+
+    def members(self, step: int) -> list[Teacher]:
+        """Those that are asked at a step: all, or the one that is drawn."""
+        if self.pool is not random or len(self.teachers) == 1:
+            return self.teachers
+        generator = torch.Generator().manual_seed(step)
+        return [self.teachers[int(torch.multinomial(self.weights, 1, generator=generator))]]
+
+    def pooled(self, logits: Tensor, temperature: float) -> Tensor:
+        """One voice of the members' logits (members, ...), classes last."""
+        weights = self.weights if len(logits) == len(self.teachers) else torch.ones(1)
+        return self.pool(logits, weights.to(logits.device, logits.dtype), temperature)
+
+    def _known(self, teacher: Teacher, logits: Tensor) -> Tensor:
+        if self.outputs == "pixels":
+            logits = logits.movedim(1, -1)
+        if teacher.classes is None or self._width is None:
+            return logits
+        labels = torch.tensor(list(teacher.classes), device=logits.device)
+        known = labels >= 0
+        full = logits.new_full((*logits.shape[:-1], self._width), -torch.inf)
+        full[..., labels[known]] = logits[..., known]
+        return full
+
+    def _check(self, teacher: Teacher, logits: Tensor, student: Tensor) -> None:
+        count = logits.shape[1 if self.outputs == "pixels" else -1]
+        if teacher.classes is not None:
+            if len(teacher.classes) != count:
+                raise CompressionError(
+                    f"The teacher {teacher.name} has {count} outputs and its class map names {len(teacher.classes)}."
+                )
+            if max(teacher.classes) >= (self._width or 0):
+                raise CompressionError(
+                    f"The class map of {teacher.name} names class {max(teacher.classes)}; the student has "
+                    f"{self._width} classes, counted from 0."
+                )
+        elif count != self._width:
+            raise CompressionError(
+                f"The teacher {teacher.name} has {count} outputs, the student {self._width}. Say which of the "
+                "student's classes each of them means: Teacher(source, classes=[...])."
+            )
+        if logits.dim() != student.dim():
+            raise CompressionError(
+                f"The teacher {teacher.name} returns {tuple(logits.shape)}, the student {tuple(student.shape)}."
+            )
+
+
+def normalised(weights: Sequence[float]) -> Tensor:
+    """Weights that sum to 1.
+
+    >>> normalised([1.0, 3.0]).tolist()
+    [0.25, 0.75]
+    """
+    values = torch.tensor(list(weights), dtype=torch.float32)
+    return values / values.sum()
+
+
+def _fingerprint(teacher: Teacher) -> str:
+    return teacher.fingerprint() if isinstance(teacher.network, nn.Module) else ""

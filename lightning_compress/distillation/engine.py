@@ -1,0 +1,143 @@
+"""From calls of the student to a loss: the teachers asked, their outputs compared, features too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter, signature
+
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.distillation.bank import TeacherBank
+from lightning_compress.distillation.cache import TeacherCache
+from lightning_compress.distillation.precision import accepted
+from lightning_compress.distillation.recorder import Call, Recorder
+from lightning_compress.distillation.taps import Source, Tap, TapSet
+from lightning_compress.errors import CompressionError
+
+
+class Engine:
+    """Soft targets of a bank of teachers, and the taps.
+
+    Args:
+        bank: the teachers.
+        loss: a function like those in ``distillation/losses``.
+        taps: layers to compare.
+
+    Attributes:
+        cache: where the teachers' outputs are read; None asks them.
+        tap_set: the taps with their adapters, once :meth:`prepare` has seen features.
+    """
+
+    def __init__(self, bank: TeacherBank, loss: Callable[..., Tensor], taps: Sequence[Tap] = ()) -> None:
+        self.bank, self.loss, self.taps = bank, loss, tuple(taps)
+        self.cache: TeacherCache | None = None
+        self.tap_set: TapSet | None = None
+        self._recorders: dict[int, Recorder] = {}
+        for tap in self.taps:
+            if not 0 <= tap.member < len(bank.teachers):
+                raise CompressionError(f"Tap(member={tap.member}): there are {len(bank.teachers)} teachers.")
+
+    def prepare(self, call: Call, sources: Mapping[str, Source], device: torch.device) -> None:
+        """Put teachers and adapters in place for calls like this one.
+
+        Raises:
+            CompressionError: outputs that do not fit, or a teacher without a tapped layer.
+        """
+        self.bank.prepare(device, call.tracing, call.logits)
+        self._tap_teachers()
+        if self.taps:
+            with torch.no_grad():
+                _, features = self._ask(call, step=0)
+            students = {name: value.detach() for name, value in call.features.items()}
+            self.tap_set = TapSet(self.taps, students, features, sources)
+
+    def release(self) -> None:
+        """Take the hooks off the teachers."""
+        for recorder in self._recorders.values():
+            recorder.detach()
+        self._recorders = {}
+
+    def distillation_loss(
+        self,
+        calls: Sequence[Call],
+        *,
+        temperature: float,
+        labels: Tensor | None,
+        rows: Tensor | None = None,
+        step: int = 0,
+    ) -> Tensor:
+        """The mean over ``calls`` of the loss on outputs and of those on features.
+
+        Args:
+            calls: of the student, with gradients.
+            temperature: T.
+            labels: of the batch, for losses that want them.
+            rows: of the batch in the cache.
+            step: number of the step, by which a random member is drawn.
+        """
+        losses = []
+        for call in calls:
+            features: list[dict[str, Tensor]] = []
+            if self.cache is not None:
+                members = self.cache.read(rows, call.args)
+            else:
+                members, features = self._ask(call, step)
+            loss = self.compare(call.logits, members, temperature, labels)
+            losses.append(loss if self.tap_set is None else loss + self.tap_set(call.features, features))
+        return torch.stack(losses).mean()
+
+    def compare(self, student: Tensor, members: Tensor, temperature: float, labels: Tensor | None) -> Tensor:
+        """The loss between the student's logits and the members' (members, ...), classes last."""
+        teacher = self.bank.pooled(members, temperature)
+        pixels = self.bank.outputs == "pixels"
+        if any(one.classes is not None for one in self.bank.teachers):
+            student = student.movedim(1, -1) if pixels else student
+            student, teacher = among_known(student, teacher)
+            student = student.movedim(-1, 1) if pixels else student
+        if pixels:
+            teacher = teacher.movedim(-1, 1)
+        options = accepted(self.loss, temperature=temperature, labels=labels)
+        if "labels" in options and labels is None and "labels" in _required(self.loss):
+            raise CompressionError(
+                f"The loss {self.loss.__name__} needs labels, and the batch has none: make it a tuple (inputs, labels) "
+                'or a mapping with "labels".'
+            )
+        return self.loss(student, teacher, **options)
+
+    def _ask(self, call: Call, step: int) -> tuple[Tensor, list[dict[str, Tensor]]]:
+        for recorder in self._recorders.values():
+            recorder.start()
+        try:
+            members = self.bank.ask(call.args, call.kwargs, step)
+        finally:
+            found = {number: recorder.stop() for number, recorder in self._recorders.items()}
+        features = [
+            found[number][-1].features if found.get(number) else {} for number in range(len(self.bank.teachers))
+        ]
+        return members, features
+
+    def _tap_teachers(self) -> None:
+        self.release()
+        for number in {tap.member for tap in self.taps}:
+            teacher = self.bank.teachers[number]
+            if not isinstance(teacher.network, nn.Module):
+                raise CompressionError(f"The teacher {teacher.name} is no module: it has no layer to tap.")
+            names = [name for tap in self.taps if tap.member == number for name in tap.teachers]
+            self._recorders[number] = Recorder(teacher.running, "", names)
+            self._recorders[number].attach()
+
+
+def among_known(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both logits, classes last, of those classes that some teacher knows.
+
+    >>> logits = torch.tensor([[1.0, 2.0, 3.0]])
+    >>> among_known(logits, torch.tensor([[0.0, -torch.inf, 1.0]]))[0].tolist()
+    [[1.0, 3.0]]
+    """
+    known = teacher.isfinite().flatten(0, -2).all(dim=0)
+    return student[..., known], teacher[..., known]
+
+
+def _required(loss: Callable[..., Tensor]) -> set[str]:
+    return {name for name, one in signature(loss).parameters.items() if one.default is Parameter.empty}

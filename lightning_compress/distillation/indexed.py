@@ -1,0 +1,102 @@
+"""Samples that know their number, so that what a teacher says of them can be kept."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sized
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_compress.errors import CompressionError
+from lightning_compress.random_states import isolated_random_states
+
+
+class IndexedBatch(NamedTuple):
+    """A user's batch and the number of each sample and view in it; ``training_step`` gets the batch alone."""
+
+    batch: Any
+    rows: Tensor
+
+
+class Indexed(Dataset[IndexedBatch]):
+    """A map-style dataset whose samples carry their numbers, in a fixed number of augmented views each.
+
+    A view is a function of its number: the transform runs under random states seeded with it, so the teachers see the
+    very input that the student will see. One view of a sample is drawn each time.
+
+    Args:
+        dataset: with a length.
+        transform: augments a sample as the dataset returns it; random through torch, numpy or Python.
+        views: augmented versions of each sample.
+        augmentation: name of the augmentation, by which caches are told apart; None makes one from ``transform``.
+
+    Raises:
+        CompressionError: no samples, no views, or several without a transform.
+
+    >>> from torch.utils.data import TensorDataset
+    >>> sample = Indexed(TensorDataset(torch.zeros(3, 2)))[2]
+    >>> sample.rows
+    2
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        transform: Callable[[Any], Any] | None = None,
+        *,
+        views: int = 1,
+        augmentation: str | None = None,
+    ) -> None:
+        if not isinstance(dataset, Sized) or len(dataset) == 0:
+            raise CompressionError("Indexed needs a dataset with a length above 0: samples are found by their number.")
+        if views < 1 or (views > 1 and transform is None):
+            raise CompressionError(f"Indexed(views={views}): one view, or several with a transform that makes them.")
+        self._dataset, self._transform, self.views = dataset, transform, views
+        self._length = len(dataset)
+        kind = "none" if transform is None else getattr(transform, "__qualname__", repr(transform))
+        self.augmentation = f"{views} views, {kind if augmentation is None else augmentation}"
+
+    @property
+    def rows(self) -> int:
+        """Samples times views."""
+        return self._length * self.views
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> IndexedBatch:
+        view = int(torch.randint(self.views, ())) if self.views > 1 else 0
+        return self.row(index * self.views + view)
+
+    def row(self, row: int) -> IndexedBatch:
+        """One view of one sample: ``row`` is the sample's number times ``views``, plus the view's."""
+        sample = self._dataset[row // self.views]
+        if self._transform is not None:
+            with isolated_random_states():
+                torch.manual_seed(row)
+                np.random.seed(row % 2**32)
+                random.seed(row)
+                sample = self._transform(sample)
+        return IndexedBatch(sample, row)  # type: ignore[arg-type]  # the loader makes a tensor of the rows
+
+
+class AllRows(Dataset[IndexedBatch]):
+    """Every view of every sample, in order."""
+
+    def __init__(self, indexed: Indexed) -> None:
+        self._indexed = indexed
+
+    def __len__(self) -> int:
+        return self._indexed.rows
+
+    def __getitem__(self, row: int) -> IndexedBatch:
+        return self._indexed.row(row)
+
+
+def unwrap(batch: Any) -> tuple[Any, Tensor | None]:
+    """The user's batch, and the rows if it has them."""
+    return (batch.batch, batch.rows) if isinstance(batch, IndexedBatch) else (batch, None)

@@ -1,0 +1,83 @@
+"""What every loss shares: single precision whatever autocast says, and a declaration of what it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial, wraps
+from inspect import signature
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+LossFunction = TypeVar("LossFunction", bound=Callable[..., Tensor])
+
+
+def full_precision(function: LossFunction) -> LossFunction:
+    """``function`` outside of autocast, on tensors of at least single precision.
+
+    >>> doubled = full_precision(lambda tensor: 2 * tensor)
+    >>> doubled(torch.ones(1, dtype=torch.bfloat16)).dtype
+    torch.float32
+    """
+
+    @wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Tensor:
+        args = tuple(_raised(value) for value in args)
+        kwargs = {name: _raised(value) for name, value in kwargs.items()}
+        with torch.autocast(_device(args), enabled=False):
+            return function(*args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def _raised(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
+        return value.float()
+    if isinstance(value, list | tuple):
+        return type(value)(_raised(part) for part in value)
+    return value
+
+
+def _device(args: tuple[Any, ...]) -> str:
+    first = args[0] if args else None
+    tensor = first[0] if isinstance(first, list | tuple) and first else first
+    return tensor.device.type if isinstance(tensor, Tensor) else "cpu"
+
+
+def reads(outputs: str) -> Callable[[LossFunction], LossFunction]:
+    """Declare what the last dimension of the two outputs means: ``"classes"`` (the default), ``"pixels"`` (classes
+    stand in dimension 1), ``"labels"`` (independent of each other) or ``"values"``.
+    """
+
+    def mark(function: LossFunction) -> LossFunction:
+        function.outputs = outputs  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def outputs_of(loss: Callable[..., Tensor]) -> str:
+    """What :func:`reads` declared, of a partial too.
+
+    >>> from lightning_compress.distillation.losses.sigmoid_kd import sigmoid_kd
+    >>> outputs_of(partial(sigmoid_kd, temperature=1.0))
+    'labels'
+    """
+    while isinstance(loss, partial):
+        loss = loss.func
+    outputs: str = getattr(loss, "outputs", "classes")
+    return outputs
+
+
+def accepted(function: Callable[..., Any], **available: Any) -> dict[str, Any]:
+    """Those of the keyword arguments that ``function`` takes.
+
+    >>> accepted(lambda student, teacher, temperature: 0, temperature=4.0, labels=None)
+    {'temperature': 4.0}
+    """
+    parameters = signature(function).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return available
+    given = function.keywords if isinstance(function, partial) else {}
+    return {name: value for name, value in available.items() if name in parameters and name not in given}

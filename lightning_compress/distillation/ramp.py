@@ -1,0 +1,77 @@
+"""Values that change over the fit: for the temperature and for alpha."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import cos, pi
+from typing import Any, TypeAlias
+
+from lightning_compress.errors import CompressionError
+
+Value: TypeAlias = float | Callable[[float], float]
+"""A number, or a function of the progress of the fit in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """From ``start`` to ``end`` between two moments of the fit, constant before and after.
+
+    Attributes:
+        start: the first value.
+        end: the last value.
+        begin: when it begins to change, as a share of the fit.
+        until: when it has arrived.
+        shape: "linear" or "cosine".
+
+    Raises:
+        CompressionError: moments out of order, or an unknown shape.
+
+    >>> Ramp(8.0, 2.0)(0.5)
+    5.0
+    """
+
+    start: float
+    end: float
+    begin: float = 0.0
+    until: float = 1.0
+    shape: str = "linear"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.begin < self.until <= 1:
+            raise CompressionError(f"Ramp(begin={self.begin}, until={self.until}): two moments in [0, 1], in order.")
+        if self.shape not in ("linear", "cosine"):
+            raise CompressionError(f'Ramp(shape={self.shape!r}): "linear" or "cosine".')
+
+    def __call__(self, progress: float) -> float:
+        """The value at a moment of the fit."""
+        share = min(max((progress - self.begin) / (self.until - self.begin), 0.0), 1.0)
+        if self.shape == "cosine":
+            share = (1 - cos(pi * share)) / 2
+        return self.start + share * (self.end - self.start)
+
+
+def as_value(value: Value | Mapping[str, Any], name: str, *, low: float, high: float) -> Value:
+    """A number in range, a function, or a ramp given by its fields.
+
+    Raises:
+        CompressionError: a number, or an end of a ramp, outside of [low, high].
+
+    >>> as_value({"start": 8.0, "end": 2.0}, "temperature", low=0.01, high=1e6)
+    Ramp(start=8.0, end=2.0, begin=0.0, until=1.0, shape='linear')
+    """
+    value = Ramp(**value) if isinstance(value, Mapping) else value
+    numbers = (value.start, value.end) if isinstance(value, Ramp) else () if callable(value) else (value,)
+    for number in numbers:
+        if not low <= number <= high:
+            raise CompressionError(f"{name}={number:g} is outside of [{low:g}, {high:g}].")
+    return value
+
+
+def at(value: Value, progress: float) -> float:
+    """The value at a moment of the fit.
+
+    >>> at(4.0, 0.3)
+    4.0
+    """
+    return value(progress) if callable(value) else value

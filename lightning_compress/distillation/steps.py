@@ -1,0 +1,176 @@
+"""What happens in a student's steps: the forward is recorded, the teachers are asked, the losses are mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from lightning_compress.distillation.engine import Engine, among_known
+from lightning_compress.distillation.fidelity import Fidelity
+from lightning_compress.distillation.indexed import unwrap
+from lightning_compress.distillation.outputs import labels_in
+from lightning_compress.distillation.recorder import Call, Recorder
+from lightning_compress.distillation.step_hook import unwrap_step, wrap_step
+from lightning_compress.distillation.transfer import TransferSet
+from lightning_compress.errors import CompressionError
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The present batch: its number in the fit, and what counts in it.
+
+    Attributes:
+        temperature: T.
+        alpha: share of the distillation loss.
+        step: batches since the start of the fit.
+    """
+
+    temperature: float
+    alpha: float
+    step: int = 0
+
+
+class DistilledSteps:
+    """The wraps of a LightningModule's steps for the time of a fit.
+
+    Args:
+        module: the LightningModule.
+        trainer: that fits it.
+        engine: turns calls of the student into a loss.
+        transfer: unlabelled inputs on which the student is taught instead; or None.
+
+    Attributes:
+        moment: of the batch that is trained on.
+        fidelity: sums of the running validation; None compares nothing.
+    """
+
+    def __init__(
+        self, module: L.LightningModule, trainer: L.Trainer, engine: Engine, transfer: TransferSet | None
+    ) -> None:
+        self._module, self._trainer, self._engine, self._transfer = module, trainer, engine, transfer
+        self._recorder: Recorder | None = None
+        self._student = ""
+        self._labels: Tensor | None = None
+        self._rows: Tensor | None = None
+        self._sum, self._count = torch.zeros(()), 0
+        self.moment = Moment(1.0, 0.0)
+        self.fidelity: Fidelity | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the student is known."""
+        return self._recorder is not None
+
+    def wrap(self) -> None:
+        """Stand around the module's own steps from here on."""
+        wrap_step(self._module, "training_step", self._training_step)
+        wrap_step(self._module, "validation_step", self._validation_step)
+        for part in self._manually_optimized():
+            wrap_step(part, "manual_backward", self._manual_backward)
+
+    def unwrap(self) -> None:
+        """Leave no trace."""
+        for name in ("training_step", "validation_step"):
+            unwrap_step(self._module, name)
+        for part in self._manually_optimized():
+            unwrap_step(part, "manual_backward")
+        if self._recorder is not None:
+            self._recorder.detach()
+
+    def observe(self, student: str, taps: Sequence[str]) -> None:
+        """Record the calls of ``student`` and the outputs of the tapped modules."""
+        self._student, self._recorder = student, Recorder(self._module, student, taps)
+        self._recorder.attach()
+
+    def take_mean(self) -> float | None:
+        """The mean distillation loss since the last time; None where there was none."""
+        mean = float(self._sum) / self._count if self._count else None
+        self._sum, self._count = torch.zeros(()), 0
+        return mean
+
+    # -- around the user's methods ------------------------------------------------------------------------------------
+
+    def _training_step(self, own: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
+        sample, self._rows = unwrap(batch)
+        self._labels = labels_in(sample)
+        before = self._count
+        with self._recording() as recorder:
+            output = own(sample, *args, **kwargs)
+        calls = recorder.take()
+        if not self._module.automatic_optimization:
+            if self._count == before:
+                self._refuse_step()
+            return output
+        if output is None:
+            return None
+        if isinstance(output, Mapping):
+            return {**output, "loss": self._mix(output["loss"], calls)}
+        return self._mix(output, calls)
+
+    def _manual_backward(self, own: Callable[..., Any], loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if self._recorder is not None and self._recorder.active:
+            calls = self._recorder.take()
+            if any(call.trains for call in calls):
+                loss = self._mix(loss, calls)
+        own(loss, *args, **kwargs)
+
+    def _validation_step(self, own: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.fidelity is None:
+            return own(batch, *args, **kwargs)
+        with self._recording() as recorder:
+            output = own(batch, *args, **kwargs)
+        bank = self._engine.bank
+        with torch.no_grad():
+            for call in recorder.take():
+                teacher = bank.pooled(bank.ask(call.args, call.kwargs), 1.0)
+                if teacher.dim() == 2:
+                    self.fidelity.update(*among_known(call.logits, teacher), labels_in(batch))
+        return output
+
+    # -- the loss -----------------------------------------------------------------------------------------------------
+
+    def _mix(self, loss: Tensor, calls: Sequence[Call]) -> Tensor:
+        calls = [call for call in calls if call.trains]
+        if not calls:
+            self._refuse_step()
+        labels, rows = self._labels, self._rows
+        if self._transfer is not None:
+            calls, labels, rows = self._transferred(self._transfer), None, None
+        moment = self.moment
+        distillation = self._engine.distillation_loss(
+            calls, temperature=moment.temperature, labels=labels, rows=rows, step=moment.step
+        )
+        self._sum, self._count = self._sum.to(distillation.device) + distillation.detach(), self._count + 1
+        return (1 - moment.alpha) * loss + moment.alpha * distillation
+
+    def _transferred(self, transfer: TransferSet) -> list[Call]:
+        """Calls of the student with the transfer set's inputs of this step."""
+        trainer, recorder = self._trainer, self._recorder
+        assert recorder is not None
+        inputs = transfer.batch(self.moment.step, trainer.global_rank, trainer.world_size).to(self._module.device)
+        amid_step = recorder.active
+        with recorder.recording():
+            self._module.get_submodule(self._student)(trainer.precision_plugin.convert_input(inputs))
+        recorder.active = amid_step
+        return recorder.take()
+
+    def _recording(self) -> AbstractContextManager[Recorder]:
+        assert self._recorder is not None
+        return self._recorder.recording()
+
+    def _refuse_step(self) -> None:
+        raise CompressionError(
+            f"This training_step ran no forward of {self._student!r} with gradients before its loss, so nothing would "
+            "be distilled. Call the network in the step, and in manual optimization use self.manual_backward(loss)."
+        )
+
+    def _manually_optimized(self) -> list[L.LightningModule]:
+        """The module and what it wraps, as far as they call ``manual_backward`` themselves."""
+        parts = [part for part in self._module.modules() if isinstance(part, L.LightningModule)]
+        return [part for part in parts if not part.automatic_optimization]

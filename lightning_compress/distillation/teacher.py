@@ -1,0 +1,220 @@
+"""One teacher: where it comes from, what it knows, how it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor, nn
+
+from lightning_compress.distillation.fingerprint import fingerprint
+from lightning_compress.distillation.outputs import logits_in
+from lightning_compress.errors import CompressionError
+from lightning_compress.surgery import TracingInput, evaluation_mode, fold_batchnorm_, private_copy
+from lightning_compress.training import load_from_checkpoint
+
+GIVES = ("logits", "probabilities")
+LEAST_PROBABILITY = 1e-6
+
+
+class Teacher:
+    """A network, a checkpoint or anything callable that says what the student shall learn.
+
+    It stays outside of the student's module tree. It is asked in evaluation mode and without gradients, whatever its
+    flags say, and is left with the flags it had; its parameters and buffers do not change.
+
+    Args:
+        source: a module; the path of a Lightning checkpoint (also of a compressed network); a model with
+            ``predict_proba`` (its ``classes_`` are the class map); or any function of the student's inputs.
+        module: class of a checkpoint's LightningModule; None takes the student's.
+        classes: the student's class for each of the teacher's outputs, -1 where the student has none; None where both
+            have the same classes.
+        gives: ``"logits"`` or ``"probabilities"``.
+        weight: its weight in an ensemble.
+        device: where it runs; None is where the student is.
+        dtype: of its floating-point numbers, ``torch.bfloat16`` or ``"bfloat16"`` for speed; None leaves it.
+        fold: fold its BatchNorms into the layers before them (about half of the cost of a convolutional teacher).
+
+    Raises:
+        CompressionError: an argument out of its range.
+
+    >>> Teacher(nn.Linear(4, 3), classes=[0, 2, 5]).name
+    'Linear'
+    """
+
+    def __init__(
+        self,
+        source: nn.Module | str | Path | Callable[..., Any] | Any,
+        *,
+        module: type[L.LightningModule] | None = None,
+        classes: Sequence[int] | None = None,
+        gives: str | None = None,
+        weight: float = 1.0,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        fold: bool = False,
+    ) -> None:
+        estimator = hasattr(source, "predict_proba")
+        if not (isinstance(source, nn.Module | str | Path) or callable(source) or estimator):
+            raise CompressionError(f"A {type(source).__name__} is no teacher: pass a module, a path or a callable.")
+        if gives not in (None, *GIVES):
+            raise CompressionError(f"Teacher(gives={gives!r}): a teacher gives one of {', '.join(GIVES)}.")
+        if weight <= 0:
+            raise CompressionError(f"Teacher(weight={weight}): a weight is above 0; leave the teacher out instead.")
+        if classes is None and hasattr(source, "classes_") and _whole(source.classes_):
+            classes = [int(label) for label in source.classes_]
+        known = [label for label in classes or () if label >= 0]
+        if len(set(known)) < len(known):
+            raise CompressionError(f"Teacher(classes={list(classes or ())}): two outputs mean the same class.")
+        self.source, self.module, self.classes, self.weight = source, module, classes, weight
+        self.gives = gives or ("probabilities" if estimator else "logits")
+        self.device = None if device is None else torch.device(device)
+        self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        self.fold = fold
+        self._network: nn.Module | Callable[..., Any] | None = None
+        self._running: nn.Module | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
+        return self  # it never changes: copies of a student share their teachers
+
+    @property
+    def name(self) -> str:
+        """What errors and reports call it."""
+        source = self.source
+        return str(source) if isinstance(source, str | Path) else getattr(source, "__name__", type(source).__name__)
+
+    @property
+    def network(self) -> nn.Module | Callable[..., Any]:
+        """What is asked; after :meth:`load`."""
+        if self._network is None:
+            raise CompressionError(f"The teacher {self.name} has not been loaded.")
+        return self._network
+
+    @property
+    def running(self) -> nn.Module:
+        """The module that runs: the network, or the copy that :meth:`prepare` made of it."""
+        if self._running is None:
+            raise CompressionError(f"The teacher {self.name} has not been prepared, or is no module.")
+        return self._running
+
+    def load(self, student_class: type[L.LightningModule]) -> None:
+        """Read a checkpoint, if the source is one. Idempotent.
+
+        Raises:
+            CompressionError: no such file, or it is not of the class.
+        """
+        if self._network is not None:
+            return
+        if not isinstance(self.source, str | Path):
+            self._network = self.source
+        elif not Path(self.source).is_file():
+            raise CompressionError(f"There is no checkpoint {str(self.source)!r} to load a teacher from.")
+        else:
+            of = self.module or student_class
+            try:
+                self._network = load_from_checkpoint(of, self.source, map_location="cpu")
+            except Exception as error:
+                raise CompressionError(
+                    f"{str(self.source)!r} is no checkpoint of {of.__name__}: {error} "
+                    "Name its class with Teacher(path, module=TheClass)."
+                ) from error
+
+    def fingerprint(self) -> str:
+        """The hash of what it consists of."""
+        return fingerprint(self.network)
+
+    def prepare(self, device: torch.device, call: TracingInput) -> None:
+        """Make the copy that runs, where another device, another type or folding asks for one.
+
+        Args:
+            device: of the student.
+            call: a call of the student; the teacher takes the same arguments.
+        """
+        network, device = self.network, self.device or device
+        if not isinstance(network, nn.Module):
+            return
+        network = _callable_part(network, call.module, self.name)
+        moves = any(tensor.device != device for tensor in network.parameters())
+        if moves or self.dtype is not None or self.fold:
+            network = private_copy(network).to(device)
+            for parameter in network.parameters():
+                parameter.requires_grad_(False)
+            with evaluation_mode(network):
+                if self.fold:
+                    fold_batchnorm_(network, self._arguments(call, network))
+            network = network.to(self.dtype) if self.dtype is not None else network
+        self._running = network
+
+    @torch.no_grad()
+    def ask(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """Its logits for the student's arguments, in single precision or more, where the student is."""
+        first = next((value for value in args if isinstance(value, Tensor)), None)
+        network = self.running if isinstance(self.network, nn.Module) else self.network
+        if hasattr(network, "predict_proba"):
+            output: object = _ask_estimator(network, first)
+        elif isinstance(network, nn.Module):
+            call = self._arguments(TracingInput("", args, dict(kwargs)), network)
+            with evaluation_mode(network):
+                output = network(*call.args, **call.kwargs)
+        else:
+            output = network(*args, **kwargs)
+        logits = logits_in(torch.as_tensor(output) if hasattr(output, "__array__") else output).detach()
+        if first is not None:
+            logits = logits.to(first.device)
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        return logits.clamp(min=LEAST_PROBABILITY).log() if self.gives == "probabilities" else logits
+
+    def _arguments(self, call: TracingInput, network: nn.Module) -> TracingInput:
+        """The call's tensors where the network is, in its type."""
+        like = next((tensor for tensor in network.parameters() if tensor.is_floating_point()), None)
+        if like is None:
+            return call
+        keep = torch.is_autocast_enabled(like.device.type)
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(like.device, like.dtype if tensor.is_floating_point() and not keep else tensor.dtype)
+
+        return call.map(move)
+
+
+def as_teachers(teachers: Any) -> list[Teacher]:
+    """One teacher or several, of any kind, as a list of :class:`Teacher`.
+
+    Raises:
+        CompressionError: there is none.
+
+    >>> [teacher.name for teacher in as_teachers([nn.Identity(), "best.ckpt"])]
+    ['Identity', 'best.ckpt']
+    """
+    several = isinstance(teachers, list | tuple | nn.ModuleList)
+    found = [one if isinstance(one, Teacher) else Teacher(one) for one in (teachers if several else [teachers])]
+    if not found:
+        raise CompressionError("There is no teacher: pass a module, a path or a callable.")
+    return found
+
+
+def _callable_part(network: nn.Module, student: str, name: str) -> nn.Module:
+    """The teacher itself, or of a LightningModule without ``forward`` the part that is called as the student is."""
+    if not isinstance(network, L.LightningModule) or is_overridden("forward", network):
+        return network
+    part: nn.Module | None = dict(network.named_modules()).get(student)
+    if part is None or part is network:
+        raise CompressionError(f"The teacher {name} has no forward: pass the part of it that returns the logits.")
+    return part
+
+
+def _ask_estimator(model: Any, inputs: Tensor | None) -> Tensor:
+    if inputs is None:
+        raise CompressionError("A model with predict_proba needs a tensor as the student's first argument.")
+    probabilities = model.predict_proba(inputs.detach().flatten(1).cpu().numpy())
+    return torch.as_tensor(probabilities, dtype=torch.float32)
+
+
+def _whole(labels: Any) -> bool:
+    return all(float(label).is_integer() for label in labels if not isinstance(label, str)) and not any(
+        isinstance(label, str) for label in labels
+    )
