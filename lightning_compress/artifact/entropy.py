@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_compress.artifact.format_error import FormatError
-from lightning_compress.artifact.huffman import huffman_decode, huffman_encode
+from lightning_compress.artifact.huffman import huffman_bits, huffman_decode, huffman_encode
+from lightning_compress.artifact.rans import rans_bits, rans_decode, rans_encode
 
-CoderName: TypeAlias = Literal["auto", "deflate", "huffman"]
+CoderName: TypeAlias = Literal["auto", "deflate", "huffman", "rans"]
 SHORT, LONG = 2**12, 2**14
-"""Below the one, DEFLATE's tables weigh more than its speed; from the other on, "auto" takes DEFLATE unless Huffman's
-one table saves more than 1/256.
+"""Below the one, DEFLATE's tables weigh more than its speed; from the other on, "auto" takes DEFLATE unless another
+coder saves more than 1/512.
 """
 
 
@@ -23,18 +24,21 @@ class Coder(IntEnum):
     """How a stream is coded; the numbers are part of the format, and a file can name no other.
 
     RAW are the symbols themselves. DEFLATE is the standard library's, in its Huffman-only mode: dynamic Huffman codes,
-    made anew every 32 K symbols, decoded in C. HUFFMAN is our own canonical code, one table a stream.
+    made anew every 32 K symbols, decoded in C. HUFFMAN is our own canonical code, one table a stream. RANS is our own
+    range coder, which wastes no fractions of bits.
     """
 
     RAW = 0
     DEFLATE = 1
     HUFFMAN = 2
+    RANS = 3
 
 
 _ALLOWED: dict[str, tuple[Coder, ...]] = {
-    "auto": (Coder.DEFLATE, Coder.HUFFMAN),
+    "auto": (Coder.DEFLATE, Coder.HUFFMAN, Coder.RANS),
     "deflate": (Coder.DEFLATE,),
     "huffman": (Coder.HUFFMAN,),
+    "rans": (Coder.RANS,),
 }
 CODERS = tuple(_ALLOWED)
 
@@ -44,21 +48,26 @@ def encode_symbols(symbols: NDArray[np.uint8], name: CoderName = "auto") -> tupl
 
     Args:
         symbols: shape (n,).
-        name: "huffman", "deflate" (short streams are Huffman's where that is smaller), or "auto" for the better one;
-            what no code makes smaller stays raw.
+        name: "huffman", "rans", "deflate" (short streams are Huffman's where that is smaller), or "auto" for the best
+            one; what no code makes smaller stays raw.
 
     >>> coder, data = encode_symbols(np.array([1, 1, 2, 1, 1, 1, 3, 1], np.uint8), "huffman")
     >>> coder.name, len(data)
     ('HUFFMAN', 6)
     """
-    allowed = _ALLOWED["auto" if name == "deflate" and len(symbols) < SHORT else name]
-    coded = {coder: _ENCODERS[coder](symbols) for coder in allowed} if len(symbols) else {}
-    if len(coded) > 1 and len(symbols) >= LONG and len(coded[Coder.HUFFMAN]) * 256 >= len(coded[Coder.DEFLATE]) * 255:
-        del coded[Coder.HUFFMAN]
-    best = min(coded, key=lambda coder: (len(coded[coder]), coder), default=Coder.RAW)
-    if best not in coded or len(coded[best]) >= len(symbols):
-        return Coder.RAW, symbols.tobytes()
-    return best, coded[best]
+    if not len(symbols):
+        return Coder.RAW, b""
+    allowed = _ALLOWED[name]
+    if name == "deflate" and len(symbols) < SHORT:
+        allowed = (Coder.DEFLATE, Coder.HUFFMAN)
+    deflated = _deflate_symbols(symbols) if Coder.DEFLATE in allowed else b""
+    counts = np.bincount(symbols, minlength=256)
+    size = {coder: _size(coder, counts, deflated) for coder in allowed}
+    if Coder.DEFLATE in size and len(symbols) >= LONG:
+        size[Coder.DEFLATE] *= 511 / 512
+    best = min(size, key=lambda coder: (size[coder], coder))
+    data = deflated if best is Coder.DEFLATE else _ENCODERS[best](symbols)
+    return (best, data) if len(data) < len(symbols) else (Coder.RAW, symbols.tobytes())
 
 
 def decode_symbols(coder: Coder, data: bytes, count: int) -> NDArray[np.uint8]:
@@ -72,6 +81,8 @@ def decode_symbols(coder: Coder, data: bytes, count: int) -> NDArray[np.uint8]:
     """
     if coder is Coder.HUFFMAN:
         return huffman_decode(data, count)
+    if coder is Coder.RANS:
+        return rans_decode(data, count)
     raw = data if coder is Coder.RAW else inflate(data, count)
     if len(raw) != count:
         raise FormatError(f"A stream has {len(raw)} symbols instead of {count}.")
@@ -107,4 +118,11 @@ def _deflate_symbols(symbols: NDArray[np.uint8]) -> bytes:
     return deflate(symbols.tobytes(), zlib.Z_HUFFMAN_ONLY)
 
 
-_ENCODERS = {Coder.DEFLATE: _deflate_symbols, Coder.HUFFMAN: huffman_encode}
+def _size(coder: Coder, counts: NDArray[np.int64], deflated: bytes) -> float:
+    """Bytes of symbols that occur ``counts`` times."""
+    if coder is Coder.DEFLATE:
+        return len(deflated)
+    return (huffman_bits(counts) if coder is Coder.HUFFMAN else rans_bits(counts)) / 8
+
+
+_ENCODERS = {Coder.HUFFMAN: huffman_encode, Coder.RANS: rans_encode}

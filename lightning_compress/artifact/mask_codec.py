@@ -198,7 +198,17 @@ def _encode_class(mask: Mask, coder: CoderName) -> GapClass:
     if not len(places):
         return _EMPTY
     gaps = np.diff(places, prepend=-1) - 1
-    low_bits = _best_low_bits(gaps)
+    widths = {0} if coder == "rans" else {_best_low_bits(gaps)}
+    if coder == "auto":
+        widths.add(0)
+    return min((_code_gaps(gaps, low_bits, coder) for low_bits in sorted(widths)), key=_class_size)
+
+
+def _class_size(part: GapClass) -> int:
+    return len(part.high.data) + len(part.low)
+
+
+def _code_gaps(gaps: NDArray[np.int64], low_bits: int, coder: CoderName) -> GapClass:
     high = gaps >> low_bits
     escapes = high // ESCAPE
     last = np.cumsum(escapes + 1) - 1

@@ -11,6 +11,7 @@ from lightning_compress.artifact.entropy import Coder, CoderName, decode_symbols
 from lightning_compress.artifact.fields import FieldReader, FieldWriter
 from lightning_compress.artifact.format_error import FormatError
 from lightning_compress.artifact.huffman import read_lengths
+from lightning_compress.artifact.rans import read_model
 
 Symbols = NDArray[np.uint8]
 
@@ -31,8 +32,10 @@ class Stream:
 
     @property
     def table(self) -> int:
-        """Bytes of the Huffman table, 0 where it cannot be told apart (DEFLATE)."""
-        return read_lengths(self.data)[1] if self.coder is Coder.HUFFMAN else 0
+        """Bytes of the table of frequencies, 0 where it cannot be told apart (DEFLATE)."""
+        if self.coder is Coder.HUFFMAN:
+            return read_lengths(self.data)[1]
+        return read_model(self.data)[1] if self.coder is Coder.RANS else 0
 
     @classmethod
     def encode(cls, symbols: Symbols, alphabet: int, coder: CoderName) -> Stream:
@@ -72,8 +75,6 @@ class Stream:
     def read(cls, reader: FieldReader) -> Stream:
         """What :meth:`write` wrote."""
         head = reader.number(8 * reader.left + 7)
-        if head & 3 == 3:
-            raise reader.refuse("a stream is of coder 3, which this release does not know")
         return cls(Coder(head & 3), bool(head & 4), reader.take(head >> 3))
 
 

@@ -19,6 +19,28 @@ def huffman(lengths, payload, count):
     return bytes(symbols)
 
 
+def rans(frequencies, states, words, count):
+    """``count`` symbols, dealt out to states in turn; every state is a number without an upper end.
+
+    Frequencies are of 2**14; words of 16 bits are read by the states that fall below 2**16, in turn.
+    """
+    below = [sum(frequencies[:symbol]) for symbol in range(len(frequencies))]
+    states, words, symbols = list(states), list(words), []
+    for index in range(count):
+        lane = index % len(states)
+        state = states[lane]
+        slot = state % 2**14
+        symbol = next(s for s, start in enumerate(below) if start <= slot < start + frequencies[s])
+        symbols.append(symbol)
+        state = frequencies[symbol] * (state // 2**14) + slot - below[symbol]
+        if state < 2**16 and words:
+            state = state * 2**16 + words.pop(0)
+        states[lane] = state
+    assert not words
+    assert len(set(states)) == 1
+    return bytes(symbols)
+
+
 def inflate(data):
     """RFC 1951 without matches, which Huffman-only mode never makes."""
     at = 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from artifact import reference
 
-from lightning_compress.artifact.entropy import Coder, decode_symbols, deflate, encode_symbols, inflate
+from lightning_compress.artifact.entropy import CODERS, Coder, decode_symbols, deflate, encode_symbols, inflate
 from lightning_compress.artifact.format_error import FormatError
 from lightning_compress.artifact.huffman import (
     LIMIT,
@@ -17,6 +17,7 @@ from lightning_compress.artifact.huffman import (
     huffman_encode,
     read_lengths,
 )
+from lightning_compress.artifact.rans import TOTAL, best_model, rans_bits, rans_decode, rans_encode
 from lightning_compress.artifact.streams import Stream
 
 
@@ -54,7 +55,7 @@ def test_deflate_agrees_with_a_decoder_that_goes_bit_by_bit(name):
     assert reference.inflate(data) == SEQUENCES[name].tobytes() == inflate(data, len(SEQUENCES[name]))
 
 
-@pytest.mark.parametrize("coder", ["auto", "deflate", "huffman"])
+@pytest.mark.parametrize("coder", CODERS)
 @pytest.mark.parametrize("name", SEQUENCES)
 def test_no_coder_makes_symbols_longer(name, coder):
     kind, data = encode_symbols(SEQUENCES[name], coder)
@@ -92,6 +93,69 @@ def test_no_codeword_begins_another_one():
 def test_huffman_bits_is_the_size_that_comes_out():
     symbols = SEQUENCES["geometric"]
     assert -(-huffman_bits(np.bincount(symbols)) // 8) == len(huffman_encode(symbols))
+
+
+def entropy(symbols):
+    counts = np.bincount(symbols)
+    counts = counts[counts > 0]
+    return float((counts * np.log2(len(symbols) / counts)).sum())
+
+
+LONG_SEQUENCES = {
+    "long gaps": np.minimum(np.random.default_rng(3).geometric(0.03, 100_000) - 1, 255).astype(np.uint8),
+    "long levels": np.random.default_rng(4).binomial(31, 0.5, 40_001).astype(np.uint8),
+}
+
+
+@pytest.mark.parametrize("name", [*SEQUENCES, *LONG_SEQUENCES])
+def test_the_range_coder_gives_back_what_it_got(name):
+    symbols = {**SEQUENCES, **LONG_SEQUENCES}[name]
+    assert np.array_equal(rans_decode(rans_encode(symbols), len(symbols)), symbols)
+
+
+@pytest.mark.parametrize("name", [*SEQUENCES, *LONG_SEQUENCES])
+def test_the_range_coder_agrees_with_a_decoder_that_goes_symbol_by_symbol(name):
+    symbols = {**SEQUENCES, **LONG_SEQUENCES}[name]
+    data, model = rans_encode(symbols), best_model(np.bincount(symbols, minlength=256))
+    assert model.frequencies.sum() == TOTAL
+    form, start = data[0] >> 3, 1 + len(model.table)
+    if form < 4:
+        stop = start + form + 1
+        states = [int.from_bytes(data[start:stop], "little")]
+    else:
+        stop = start + (8 << form)
+        states = np.frombuffer(data[start:stop], "<u4").tolist()
+    words = np.frombuffer(data[stop:], "<u2").tolist()
+    # all states are read in turn, a step at a time; a step's words come in the order of its states
+    assert reference.rans(model.frequencies.tolist(), states, words, len(symbols)) == symbols.tobytes()
+
+
+@pytest.mark.parametrize("name", ["long gaps", "long levels"])
+def test_the_range_coder_is_within_a_hundredth_of_the_entropy(name):
+    symbols = LONG_SEQUENCES[name]
+    assert 8 * len(rans_encode(symbols)) <= 1.01 * entropy(symbols)
+
+
+@pytest.mark.parametrize("name", [*SEQUENCES, *LONG_SEQUENCES])
+def test_the_size_foretold_for_the_range_coder_is_about_what_comes_out(name):
+    symbols = {**SEQUENCES, **LONG_SEQUENCES}[name]
+    foretold = rans_bits(np.bincount(symbols, minlength=256))
+    assert abs(foretold / 8 - len(rans_encode(symbols))) <= 4 + 0.002 * len(symbols)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 40])
+def test_the_range_coder_refuses_a_stream_that_is_cut_off(length):
+    with pytest.raises(FormatError):
+        rans_decode(rans_encode(SEQUENCES["geometric"])[:-length], len(SEQUENCES["geometric"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [("geometric", -1), ("long gaps", -1), ("long gaps", 1), ("long gaps", 500), ("long levels", 1)]
+)
+def test_the_range_coder_refuses_another_number_of_symbols(name, more):
+    symbols = {**SEQUENCES, **LONG_SEQUENCES}[name]
+    with pytest.raises(FormatError):
+        rans_decode(rans_encode(symbols), len(symbols) + more)
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x00", b"\xff" * 300, b"\x01\xe0\x00"])

@@ -25,7 +25,7 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.plan import Plan, Record
 from lightning_compress.zoo import LeNet300
 
-CODERS = ["auto", "deflate", "huffman"]
+CODERS = ["auto", "deflate", "huffman", "rans"]
 GOLDEN = Path(__file__).parent / "golden"
 
 

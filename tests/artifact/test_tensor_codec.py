@@ -18,7 +18,7 @@ from lightning_compress.artifact.tensor_codec import (
 )
 from lightning_compress.artifact.value_codec import Kind
 
-CODERS = ["auto", "deflate", "huffman"]
+CODERS = ["auto", "deflate", "huffman", "rans"]
 
 
 def written(tensor, coder="auto"):
@@ -137,3 +137,16 @@ def test_bytes_are_at_most_nncodecs_with_the_best_coder(name):
     assert entropy_bound(bits_of(tensor)) == pytest.approx(ZERO_ORDER_BYTES[name], rel=0.001)
     assert len(written(tensor)) <= NNCODEC_BYTES[name]
     assert same_bits(round_trip(tensor), tensor)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.8, 0.9, 0.95, 0.98])
+@pytest.mark.parametrize("values", [2, 4, 7, 15, 31])
+def test_bytes_are_within_a_hundredth_of_the_zero_order_bound(values, sparsity):
+    tensor = pruned(512, 512, sparsity, values)
+    assert len(written(tensor)) <= 1.01 * entropy_bound(bits_of(tensor))
+
+
+@pytest.mark.parametrize("values", [2, 4, 7, 15, 31])
+def test_at_99_percent_the_step_and_the_tables_are_forty_bytes_above_the_bound(values):
+    tensor = pruned(512, 512, 0.99, values)
+    assert len(written(tensor)) <= 45 + entropy_bound(bits_of(tensor))

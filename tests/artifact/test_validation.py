@@ -21,7 +21,7 @@ from lightning_compress.artifact.outer_file import MAX_HEADER
 from lightning_compress.artifact.streams import Stream
 
 GOLDEN = Path(__file__).parent / "golden"
-FILES = ("own_auto", "own_huffman", "index_auto")
+FILES = ("own_auto", "own_huffman", "own_rans", "index_auto", "index_rans")
 LIMIT = 2**22
 
 
@@ -80,9 +80,9 @@ def test_v3_an_unknown_form_is_refused(refused, monkeypatch, head):
         Record.read(FieldReader(bytes([head, 1, 1, 1]), "tensor"), 8, torch.uint8)
 
 
-def test_v3_an_unknown_coder_is_refused():
-    with pytest.raises(FormatError, match="coder 3"):
-        Stream.read(FieldReader(bytes([3]), "tensor"))
+@pytest.mark.parametrize("head", [5, 6, 7, 12 << 3, 255])
+def test_v3_an_unknown_model_of_a_range_coder_is_refused(refused, head):
+    refused(with_index(record(b"\0", Stream(Coder.RANS, False, bytes([head, 1, 1, 1])))), "unknown")
 
 
 def test_v4_a_wrong_checksum_is_found_before_anything_is_read(refused):
