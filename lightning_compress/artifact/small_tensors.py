@@ -14,7 +14,7 @@ from lightning_compress.artifact.index import Entry, Group
 from lightning_compress.artifact.tensor_codec import encode_tensor, entropy_bound, pieces, write_records
 from lightning_compress.artifact.value_codec import Kind
 
-FEW_WEIGHTS = 4096
+FEW_WEIGHTS = 2**15
 HEADER = 3
 """Bytes that a group takes besides its members and its records."""
 
