@@ -13,16 +13,26 @@ if TYPE_CHECKING:
     from lightning_compress.measure import measure
     from lightning_compress.plan import Plan, explain
     from lightning_compress.pruning import NeuronPruning, WeightPruning
+    from lightning_compress.quantization import (
+        BinaryConnect,
+        QuantizationAwareTraining,
+        TernaryWeights,
+        WeightClustering,
+    )
     from lightning_compress.training import Recovery, load_from_checkpoint
 
 _HOME = {
+    "BinaryConnect": "lightning_compress.quantization",
     "CompressionError": "lightning_compress.errors",
     "Distillation": "lightning_compress.distillation",
     "DistillationModule": "lightning_compress.distillation",
     "NeuronPruning": "lightning_compress.pruning",
     "Plan": "lightning_compress.plan",
+    "QuantizationAwareTraining": "lightning_compress.quantization",
     "Recovery": "lightning_compress.training",
     "SaveCompressed": "lightning_compress.artifact.callback",
+    "TernaryWeights": "lightning_compress.quantization",
+    "WeightClustering": "lightning_compress.quantization",
     "WeightPruning": "lightning_compress.pruning",
     "explain": "lightning_compress.plan",
     "inspect_compressed": "lightning_compress.artifact",
@@ -31,17 +41,32 @@ _HOME = {
     "measure": "lightning_compress.measure.cost",
     "save_compressed": "lightning_compress.artifact",
 }
-_ROOMS = ("artifact", "distillation", "measure", "plan", "pruning", "report", "surgery", "training", "zoo")
+_ROOMS = (
+    "artifact",
+    "distillation",
+    "measure",
+    "plan",
+    "pruning",
+    "quantization",
+    "report",
+    "surgery",
+    "training",
+    "zoo",
+)
 
 __version__ = "0.1.0"
 __all__ = [
+    "BinaryConnect",
     "CompressionError",
     "Distillation",
     "DistillationModule",
     "NeuronPruning",
     "Plan",
+    "QuantizationAwareTraining",
     "Recovery",
     "SaveCompressed",
+    "TernaryWeights",
+    "WeightClustering",
     "WeightPruning",
     "explain",
     "inspect_compressed",

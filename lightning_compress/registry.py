@@ -3,10 +3,29 @@
 from collections.abc import Callable
 from importlib import import_module
 from keyword import iskeyword
+from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
 from lightning_compress.errors import CompressionError, did_you_mean
+
+READERS = {".lcz": ("lightning_compress.artifact", "load_compressed")}
+"""Suffix of a model file -> package and name of ``function(path, into=module)``, which returns ``module``."""
+
+
+def reader_of(path: str | Path) -> Callable[..., Any] | None:
+    """What reads files with this suffix; None where nobody does.
+
+    A room asks here, by the name of a file, and so knows nothing of the rooms beside it.
+
+    >>> reader_of("model.lcz").__name__
+    'load_compressed'
+    """
+    if Path(path).suffix not in READERS:
+        return None
+    package, name = READERS[Path(path).suffix]
+    reader: Callable[..., Any] = getattr(import_module(package), name)
+    return reader
 
 
 def names(package: str) -> list[str]:

@@ -1,7 +1,6 @@
-"""From a large network to a very small one: directly, by an assistant between them, or by generations of equals.
+"""From a large network to a very small one: directly, or by an assistant between them.
 
-Mirzadeh et al., "Improved Knowledge Distillation via Teacher Assistant", AAAI 2020, arXiv:1902.03393; Furlanello et
-al., "Born Again Neural Networks", ICML 2018, arXiv:1805.04770.
+Mirzadeh et al., "Improved Knowledge Distillation via Teacher Assistant", AAAI 2020, arXiv:1902.03393.
 
 $ python recipes/assistant.py
 """
@@ -20,8 +19,6 @@ CHAINS = {
     "no teacher": (SMALL,),
     "large to small": (LARGE, SMALL),
     "large to middle to small": (LARGE, MIDDLE, SMALL),
-    "born again once": (SMALL, SMALL),
-    "born again twice": (SMALL, SMALL, SMALL),
 }
 
 

@@ -20,7 +20,7 @@ MEMBERS = 5
 ARMS = ("one member", "ensemble", "no teacher", "label smoothing", "pseudo-labels", "distillation", "from one member")
 SETTINGS = {
     "digits": {"splits": 10, "steps": 600, "classes": 10, "ratio": TEST_TO_TRAIN},
-    "textures": {"splits": 5, "steps": 200, "classes": 12, "ratio": 0.2 / 0.6},
+    "textures": {"splits": 6, "steps": 200, "classes": 12, "ratio": 0.2 / 0.6},
 }
 
 

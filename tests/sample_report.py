@@ -1,7 +1,7 @@
 """A small report with everything in it."""
 
 from lightning_compress.plan import Journal
-from lightning_compress.report import Layer, Network, Report, to_report_entries
+from lightning_compress.report import FileResult, Layer, Network, Report, SizeStep, to_report_entries
 
 
 def make_network(stage, epochs, kept, metrics):
@@ -33,7 +33,16 @@ def make_journal():
     return journal
 
 
-def make_report(seed=0, recipe="trial", before=None, after=None):
+def make_file():
+    layer = {
+        "name": "fc.weight", "weights": 100, "kept": 50, "value_bits": 3, "index_bits": 2, "counted_bytes": 40,
+        "coded_value_bits": 2.5, "coded_index_bits": 1.5, "coded_bytes": 31,
+    }  # fmt: skip
+    steps = (SizeStep("dense, fp32", 440, False), SizeStep("model.lcz", 44, True))
+    return FileResult("model.lcz", 44, 10.0, steps, (layer,), {"test_acc": 0.955})
+
+
+def make_report(seed=0, recipe="trial", before=None, after=None, file=None):
     networks = (
         make_network("dense", 2, 100, before or {"val_acc": 0.97, "test_acc": 0.96}),
         make_network("prune", 4, 50, after or {"val_acc": 0.968, "test_acc": 0.955}),
@@ -49,4 +58,5 @@ def make_report(seed=0, recipe="trial", before=None, after=None):
         environment={"python": "3.11"},
         config={"seed": seed},
         command="lightning-compress",
+        file=file,
     )

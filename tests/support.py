@@ -1,11 +1,16 @@
 """A user's LightningModule that knows nothing of the package, real data in a moment, and a Trainer without noise."""
 
+import logging
+import os
+import subprocess
+import sys
 import warnings
 from functools import cache
+from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -122,6 +127,56 @@ def fit(module, *callbacks, ckpt_path=None, train=None, validation=True, **kwarg
 
 def every_epoch(folder, **kwargs) -> ModelCheckpoint:
     return ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1, **kwargs)
+
+
+class Look(Callback):
+    """Calls ``look`` in the middle of the fit, after the cuts of that batch."""
+
+    def __init__(self, look, step: int = 25) -> None:
+        self.look, self.step, self.seen = look, step, []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            self.seen.append(self.look(trainer, pl_module))
+
+
+def leftovers(module) -> tuple:
+    """What hangs on a module besides what it was built with: attributes, hooks, followers."""
+    from lightning_compress.plan import Record
+
+    hooks = sum(len(value) for part in module.modules() for key, value in vars(part).items() if key.endswith("_hooks"))
+    return set(vars(module)), hooks, list(Record.of(module).followers)
+
+
+def on_two_processes(script: Path, folder: Path) -> dict:
+    """Run ``script FOLDER`` in a process of its own, which fits with :func:`ddp_trainer`; what both ranks wrote down.
+
+    All runs of a script are in one pair of processes, since starting them is what takes time.
+    """
+    here = Path(__file__).parent
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]),
+        },
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    runs = [run for run in folder.iterdir() if (run / "rank0.pt").exists()]
+    return {run.name: [torch.load(run / f"rank{rank}.pt", weights_only=True) for rank in range(2)] for run in runs}
+
+
+def ddp_trainer(folder: Path, *callbacks, max_epochs: int) -> L.Trainer:
+    """Of two gloo processes, with a checkpoint of every epoch in ``folder``."""
+    torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    folder.mkdir(parents=True, exist_ok=True)
+    return trainer(*callbacks, every_epoch(folder), max_epochs=max_epochs, devices=2, strategy="ddp")
 
 
 def same(one, two) -> bool:

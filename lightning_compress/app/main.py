@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import hydra
@@ -35,8 +36,10 @@ def main() -> int:
             from lightning_compress.artifact import command
 
             getattr(command, arguments[0])(arguments[1:])
+        elif arguments[:1] == ["cache"]:
+            _run_hydra([*arguments[1:], "hydra.run.dir=."], _build_caches)
         else:
-            _run_hydra(arguments)
+            _run_hydra(arguments, _run_job)
         if _FAILURES:
             raise _FAILURES.pop()
     except KeyboardInterrupt:
@@ -49,10 +52,10 @@ def main() -> int:
     return 0
 
 
-def _run_hydra(arguments: list[str]) -> None:
+def _run_hydra(arguments: list[str], job: Callable[[DictConfig], None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us as they are
     sys.argv = [sys.argv[0], *arguments, *_sweep_name(arguments)]
-    hydra.main(config_path=str(find_folder("conf")), config_name="config", version_base="1.3")(_run_job)()
+    hydra.main(config_path=str(find_folder("conf")), config_name="config", version_base="1.3")(job)()
 
 
 def _sweep_name(arguments: list[str]) -> list[str]:
@@ -76,6 +79,16 @@ def _run_job(config: DictConfig) -> None:
         if config.sweep is not None:
             _say(f"this job failed, the others go on: {line}", 1)
             raise
+        _FAILURES.append(error)
+
+
+def _build_caches(config: DictConfig) -> None:
+    """The caches that a recipe reads, built ahead of its runs."""
+    from lightning_compress.app.caches import build_caches
+
+    try:
+        build_caches(config)
+    except Exception as error:
         _FAILURES.append(error)
 
 

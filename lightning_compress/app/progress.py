@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from lightning_compress.plan import Entry, Journal, Record
+from lightning_compress.report.history import takes_away
 
 PLAIN_LINES = 4
 """Lines that a stage prints where there is no terminal."""
@@ -120,10 +121,14 @@ def status_text(metrics: Mapping[str, Any], journal: Journal) -> str:
     entries = _of_this_stage(journal)
     reached = {entry.data["callback"]: entry.data for entry in entries if entry.kind in ("cut", "rollback")}
     for data in reached.values():
+        if not takes_away(data):
+            parts.append(f"{100 * float(data['reached'] or 0):.0f} % of {data['quantity']}")
+            continue
         counted = str(data.get("quantity", "")).removesuffix(" removed")
         share = f"kept {100 * (1 - float(data['reached'] or 0)):.1f} %"
         parts.append(share if counted in ("", "sparsity") else f"{share} of {counted}")
-    cuts, rolled_back = (sum(entry.kind == kind for entry in entries) for kind in ("cut", "rollback"))
+    taken = [entry for entry in entries if takes_away(entry.data)]
+    cuts, rolled_back = (sum(entry.kind == kind for entry in taken) for kind in ("cut", "rollback"))
     if cuts:
         parts.append(f"{cuts} cut{'s' * (cuts > 1)}" + f", {rolled_back} rolled back" * (rolled_back > 0))
     return "   ".join(parts)

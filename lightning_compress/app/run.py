@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from lightning_compress.app.compressed_file import check_file, write_file
 from lightning_compress.app.loggers import GuardedLogger, build_loggers
 from lightning_compress.app.progress import StageDisplay, status_text
 from lightning_compress.app.publish import close, publish
@@ -27,8 +29,11 @@ from lightning_compress.report import (
     Network,
     Report,
     collect_environment,
+    draw_fidelity,
     draw_history,
     draw_layers,
+    file_layer_table,
+    file_step_table,
     layer_table,
     network_table,
     read_history,
@@ -50,6 +55,7 @@ def run(config: DictConfig) -> None:
     console = Console()
     stages = read_stages(config)
     check_values(config)
+    check_file(config)
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     with quiet(), folder.lock(), _threads(config.threads):
         if config.fresh:
@@ -86,10 +92,14 @@ def _execute(config: DictConfig, stages: Sequence[Stage], folder: RunFolder, con
     try:
         networks = _run_stages(config, stages, folder, loggers, console)
         model = folder.stage(stages[-1].name).final
-        report = _report(config, networks, model)
-        figures = {"history": draw_history(read_history(report), report.monitor), "layers": draw_layers(report)}
+        file = write_file(config, stages, folder, networks) if config.file is not None else None
+        report = replace(_report(config, networks, model), file=file)
+        history = read_history(report)
+        figures = {"history": draw_history(history, report.monitor), "layers": draw_layers(report)}
+        if history.fidelity:
+            figures["fidelity"] = draw_fidelity(history)
         for logger in loggers:
-            publish(logger, report, {name: to_png(figure) for name, figure in figures.items()}, model)
+            publish(logger, report, {name: to_png(figure) for name, figure in figures.items()}, folder)
         write_text(folder.page, render_page(report))
         write_text(folder.report, report.to_json())
         succeeded = True
@@ -145,11 +155,15 @@ def _report(config: DictConfig, networks: Sequence[Network], model: Path) -> Rep
 def _show(report: Report, folder: RunFolder, console: Console, *, finished: bool) -> None:
     console.print()
     console.print(Columns([Padding(layer_table(report), (0, 6, 1, 0)), network_table(report)]))
+    if report.file is not None:
+        tables = (file_layer_table(report.file), file_step_table(report.file))
+        console.print(Columns([Padding(table, (0, 6, 1, 0)) for table in tables]))
     for end in report.asked_and_reached:
         console.print(Text(str(end["text"])), soft_wrap=True)
     console.print()
     offline = sorted(folder.path.glob("wandb/wandb/offline-run-*")) + sorted(folder.path.glob("wandb/offline-run-*"))
     places = {
+        **({"file": folder.path / report.file.name} if report.file is not None else {}),
         "report": folder.page,
         "network": folder.stage(report.after.stage).final,
         **({"wandb": offline[-1]} if offline else {}),

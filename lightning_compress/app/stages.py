@@ -83,10 +83,11 @@ def check_values(config: DictConfig) -> None:
             f"The data have {classes} classes and the network would have {asked}. Add module.num_classes={classes}."
         )
     for stage in read_stages(config):
-        instantiate(_module_config(config, stage))
+        instantiate(module_config(config, stage))
 
 
-def _module_config(config: DictConfig, stage: Stage) -> DictConfig:
+def module_config(config: DictConfig, stage: Stage) -> DictConfig:
+    """The module as a stage has it."""
     merged = OmegaConf.merge(config.module, stage.module or {})
     assert isinstance(merged, DictConfig)
     return merged
@@ -143,7 +144,7 @@ def run_stage(
         return network_from_state(json.loads(folder.result.read_text()))
     L.seed_everything(config.seed, workers=True, verbose=False)
     data: L.LightningDataModule = instantiate(config.data)
-    module: L.LightningModule = instantiate(_module_config(config, stage))
+    module: L.LightningModule = instantiate(module_config(config, stage))
     if folder.final.exists():
         load_network(module, folder.final)
     else:
@@ -191,11 +192,17 @@ def _trainer(config: DictConfig, **options: Any) -> L.Trainer:
     return trainer
 
 
-def _measure(stage: Stage, config: DictConfig, module: L.LightningModule, data: L.LightningDataModule) -> Network:
+def evaluate(config: DictConfig, module: L.LightningModule, data: L.LightningDataModule) -> dict[str, float]:
+    """What validation, and test where there is one, say of ``module``."""
     judge = _trainer(config, logger=False, enable_checkpointing=False)
     metrics: dict[str, float] = dict(judge.validate(module, datamodule=data, verbose=False)[0])
     if data.__class__.test_dataloader is not L.LightningDataModule.test_dataloader:
         metrics.update(judge.test(module, datamodule=data, verbose=False)[0])
+    return metrics
+
+
+def _measure(stage: Stage, config: DictConfig, module: L.LightningModule, data: L.LightningDataModule) -> Network:
+    metrics = evaluate(config, module, data)
     sample = next(iter(data.val_dataloader()))[0][:1]
     return collect_network(module.eval(), sample, stage=stage.name, epochs=stage.epochs, metrics=metrics)
 

@@ -6,7 +6,8 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +23,7 @@ from lightning_compress.artifact.format_error import FormatError
 from lightning_compress.artifact.index import MAGIC, NAME, VERSION, CodedTensor, Entry, Group, Index
 from lightning_compress.artifact.outer_file import OuterFile, outer_header
 from lightning_compress.artifact.small_tensors import SmallTensors, code_tensor
-from lightning_compress.artifact.tensor_codec import decode_tensor, read_records
+from lightning_compress.artifact.tensor_codec import check_tensor, decode_tensor, read_records
 
 SMALL_BYTES, INDEX_BYTES = 2**15, 2**20
 """Tensors that take no more bytes than that lie in the index, which takes so many in all."""
@@ -91,10 +92,50 @@ class ModelFile:
             FormatError: it is damaged.
         """
         entry = self.entries[self.index.aliases.get(name, name)]
-        try:
+        with self._naming(name):
             if entry.name in self._groups:
                 return self._grouped(entry)
             return self._plain(entry) if entry.name in self._crc else self._coded(entry)
+
+    def check(self, name: str, like: Tensor | None = None) -> bool:
+        """Decode a tensor without keeping it: whether it is ``like``, bit for bit.
+
+        Raises:
+            FormatError: it is damaged.
+        """
+        entry = self.entries[name]
+        if entry.name in self._groups or entry.name in self._crc:
+            back = self.tensor(name)
+            return like is None or _same_bits(back, like)
+        with self._naming(name):
+            if like is not None and (like.dtype, tuple(like.shape)) != (entry.dtype, entry.shape):
+                return False
+            reader = self.coded_reader(name)
+            same = check_tensor(read_records(reader, entry.shape, entry.dtype), entry.shape, entry.dtype, like)
+            if same:
+                reader.finish()
+            return same
+
+    def copy_into(self, name: str, target: Tensor) -> None:
+        """Give ``target`` the values of a tensor of its shape and dtype, without another copy where it can be had.
+
+        Raises:
+            FormatError: it is damaged.
+        """
+        entry = self.entries[name]
+        apart = entry.name not in self._groups and entry.name not in self._crc
+        if not (apart and target.device.type == "cpu" and target.is_contiguous()):
+            target.copy_(self.tensor(name))
+            return
+        with self._naming(name):
+            reader = self.coded_reader(name)
+            decode_tensor(read_records(reader, entry.shape, entry.dtype), target)
+            reader.finish()
+
+    @contextmanager
+    def _naming(self, name: str) -> Iterator[None]:
+        try:
+            yield
         except FormatError as error:
             raise FormatError(f"{self.outer.path}: {name!r}: {error}") from None
 
@@ -173,8 +214,7 @@ def verify_model(path: Path, tensors: Mapping[str, Tensor] | None = None) -> Mod
     """
     file = ModelFile.open(path, float("inf") if tensors is not None else None)
     for name in file.entries:
-        back = file.tensor(name)
-        if tensors is not None and not _same_bits(back, tensors[name].detach().cpu()):
+        if not file.check(name, None if tensors is None else tensors[name].detach().cpu()):
             raise FormatError(f"{path}: {name!r} was not read back as it was written. The disk may be failing.")
     return file
 

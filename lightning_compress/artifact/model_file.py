@@ -23,8 +23,10 @@ from lightning_compress.plan.shape import Shape
 
 M = TypeVar("M", bound=nn.Module)
 
-STAGED = 2**28
-"""Networks of so many bytes are decoded whole before the first weight is touched; larger ones are decoded twice."""
+STAGED = 2**26
+"""What is decoded before the first weight is touched is kept up to so many bytes, or up to the size of the largest
+tensor; the rest is decoded a second time, straight into its place.
+"""
 
 
 def save_compressed(
@@ -113,7 +115,10 @@ def load_compressed(path: str | Path, into: M, *, max_total_bytes: float | None 
     targets = into.state_dict(keep_vars=True)
     with torch.no_grad():
         for name in file.entries:
-            targets[name].copy_(staged.pop(name) if name in staged else file.tensor(name))
+            if name in staged:
+                targets[name].copy_(staged.pop(name))
+            else:
+                file.copy_into(name, targets[name])
     return into
 
 
@@ -179,12 +184,14 @@ def _check_fit(file: ModelFile, module: nn.Module) -> None:
 
 def _decode_all(file: ModelFile) -> dict[str, Tensor]:
     """Decode every tensor, so that a damaged one is found in time; keep them if they are not too large."""
-    keep = file.total_bytes <= STAGED
+    room = max([STAGED, *(entry.bytes for entry in file.entries.values())])
     staged = {}
-    for name in file.entries:
-        tensor = file.tensor(name)
-        if keep:
-            staged[name] = tensor
+    for name, entry in file.entries.items():
+        if entry.bytes <= room:
+            room -= entry.bytes
+            staged[name] = file.tensor(name)
+        else:
+            file.check(name)
     return staged
 
 

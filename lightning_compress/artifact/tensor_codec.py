@@ -109,6 +109,31 @@ def decode_tensor(records: Iterable[Record], out: Tensor) -> None:
         record.decode(bits[start:stop], columns, out.dtype)
 
 
+def check_tensor(records: Iterable[Record], shape: Sequence[int], dtype: torch.dtype, like: Tensor | None) -> bool:
+    """Decode piece by piece and keep nothing: whether the entries are those of ``like``, bit for bit.
+
+    Args:
+        records: of a tensor of this ``shape`` and ``dtype``.
+        shape: its shape.
+        dtype: its dtype.
+        like: a tensor on the CPU of the same shape and dtype; None if it is enough that the records can be decoded.
+
+    Raises:
+        FormatError: they cannot.
+
+    >>> tensor = torch.tensor([0.0, 1.0, -0.0])
+    >>> [check_tensor(encode_tensor(tensor), (3,), tensor.dtype, other) for other in (None, tensor, -tensor)]
+    [True, True, False]
+    """
+    expected = None if like is None else bits_of(like)
+    for record, (start, stop, columns) in zip(records, pieces(shape), strict=True):
+        piece = bits_of(torch.empty(stop - start, dtype=dtype))
+        record.decode(piece, columns, dtype)
+        if expected is not None and not np.array_equal(piece, expected[start:stop]):
+            return False
+    return True
+
+
 def write_records(records: Sequence[Record], writer: FieldWriter) -> None:
     """One behind the other."""
     for record in records:

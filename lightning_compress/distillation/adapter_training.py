@@ -37,6 +37,11 @@ class AdapterTraining:
         if self._auxiliary is not None:
             self._auxiliary.attach(optimizers, scale)
 
+    def zero_grad(self) -> None:
+        """Where the user's optimizer clears its own gradients."""
+        if self._auxiliary is not None:
+            self._auxiliary.zero_grad()
+
     def detach(self) -> None:
         """Step no more."""
         if self._auxiliary is not None:

@@ -93,14 +93,30 @@ class TeacherBank:
 
     def ask(self, args: tuple[Any, ...], kwargs: dict[str, Any], step: int = 0) -> Tensor:
         """The members' logits (members, ...), classes last, in the student's classes; -inf where one is unknown."""
-        return torch.stack([self._known(teacher, teacher.ask(args, kwargs)) for teacher in self.members(step)])
+        return self._stacked(self.members(step), args, kwargs)
+
+    def ask_all(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The same of every member, also where only one is asked at a step."""
+        return self._stacked(self.teachers, args, kwargs)
+
+    def _stacked(self, members: Sequence[Teacher], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        return torch.stack([self._known(teacher, teacher.ask(args, kwargs)) for teacher in members])
+
+    @property
+    def draws(self) -> bool:
+        """Whether one member is drawn at each step."""
+        return self.pool is random and len(self.teachers) > 1
 
     def members(self, step: int) -> list[Teacher]:
         """Those that are asked at a step: all, or the one that is drawn."""
-        if self.pool is not random or len(self.teachers) == 1:
-            return self.teachers
+        return [self.teachers[number] for number in self.numbers(step)]
+
+    def numbers(self, step: int) -> list[int]:
+        """Their places among all."""
+        if not self.draws:
+            return list(range(len(self.teachers)))
         generator = torch.Generator().manual_seed(step)
-        return [self.teachers[int(torch.multinomial(self.weights, 1, generator=generator))]]
+        return [int(torch.multinomial(self.weights, 1, generator=generator))]
 
     def pooled(self, logits: Tensor, temperature: float) -> Tensor:
         """One voice of the members' logits (members, ...), classes last."""

@@ -16,6 +16,7 @@ from lightning_compress.distillation.adapter_training import AdapterTraining
 from lightning_compress.distillation.bank import Pool, TeacherBank, normalised
 from lightning_compress.distillation.build_cache import open_cache
 from lightning_compress.distillation.engine import Engine
+from lightning_compress.distillation.ensemble import Worth
 from lightning_compress.distillation.fidelity import Fidelity
 from lightning_compress.distillation.indexed import unwrap
 from lightning_compress.distillation.precision import outputs_of
@@ -26,7 +27,7 @@ from lightning_compress.distillation.steps import DistilledSteps, Moment
 from lightning_compress.distillation.taps import Tap, as_taps
 from lightning_compress.distillation.teacher import as_teachers
 from lightning_compress.distillation.transfer import TransferSet
-from lightning_compress.distillation.weights import weights_by_validation
+from lightning_compress.distillation.weights import weights_by_validation, worth_by_validation
 from lightning_compress.errors import CompressionError
 from lightning_compress.registry import resolve
 from lightning_compress.training import CompressionCallback
@@ -40,12 +41,11 @@ class Distillation(CompressionCallback):
 
     The module is not edited. In ``training_step`` the student's forward is recorded, the teachers get the same
     arguments, and the returned loss (in manual optimization, the first one that ``manual_backward`` gets after a
-    forward) is mixed with the distillation loss. Teachers
-    are in no module tree: not in the checkpoint, the optimizer or DDP; they are asked in evaluation mode without
-        gradients, and their
-    parameters and buffers are hashed at the start and checked at the end. Logged are ``compress/distillation_loss``,
-    ``compress/temperature``, ``compress/alpha``, and after each validation ``compress/agreement``,
-    ``compress/kl_to_teacher`` and the likelihood and calibration of both.
+    forward) is mixed with the distillation loss. Teachers are in no module tree: not in the checkpoint, the optimizer
+    or DDP; they are asked in evaluation mode without gradients, and their parameters and buffers are hashed at the
+    start and checked at the end. Logged are ``compress/distillation_loss``, ``compress/temperature``,
+    ``compress/alpha``, and after each validation ``compress/agreement``, ``compress/kl_to_teacher`` and the likelihood
+    and calibration of both.
 
     Args:
         teachers: one or several: modules, paths of checkpoints, callables, or
@@ -67,7 +67,8 @@ class Distillation(CompressionCallback):
             the labelled batches.
         student: name of the part that is the student; None: whatever the training step calls.
         adapter_learning_rate: of the taps' adapters.
-        fidelity: compare student and teacher in each validation; costs the teachers' forward.
+        fidelity: compare student and teacher in each validation, which costs the teachers' forward; and at the start,
+            note in the Journal what each of several teachers is worth on the validation data.
         name: distinguishes two of them in a Trainer.
 
     Raises:
@@ -107,7 +108,7 @@ class Distillation(CompressionCallback):
         self.bank = TeacherBank(as_teachers(teachers), pool, outputs_of(function))
         self.engine = Engine(self.bank, function, as_taps(taps))
         self._weights = self._check_weights(weights)
-        self._cache, self._top_k = cache, top_k
+        self.cache, self._top_k = cache, top_k
         self._transfer, self._student = transfer, student
         self._adapter_learning_rate, self._fidelity = adapter_learning_rate, fidelity
         self._refuse_cache_with()
@@ -143,7 +144,7 @@ class Distillation(CompressionCallback):
 
     def _refuse_cache_with(self) -> None:
         taps, several = self.engine.taps, len(self.bank.teachers) > 1
-        if self._cache is not None and (taps or self._transfer is not None):
+        if self.cache is not None and (taps or self._transfer is not None):
             what = "taps" if taps else "transfer"
             raise CompressionError(f"A cache keeps outputs of training samples alone; with {what}= leave cache out.")
         if taps and several and self.bank.pool.__name__ == "random":
@@ -216,6 +217,13 @@ class Distillation(CompressionCallback):
         number = trainer.global_step if endless else trainer.current_epoch * int(batches) + batch_idx
         steps.moment = self._moment(number)
 
+    def on_before_zero_grad(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Where a gradient scaler skipped the step, the adapters' gradients go with the others."""
+        if self._adapters is not None:
+            self._adapters.zero_grad()
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the mean distillation loss, the temperature and alpha."""
         mean = self._running.take_mean()
@@ -268,9 +276,11 @@ class Distillation(CompressionCallback):
         self.engine.prepare(call, sources, module.device)
         if self._weights == "validation" and "weights" not in self._pending:
             self.bank.weights = weights_by_validation(self.bank, trainer)
-        if self._cache is not None:
+        if self._fidelity and len(self.bank.teachers) > 1 and self.bank.outputs == "classes" and not self._pending:
+            self._report_worth(worth_by_validation(self.bank, trainer))
+        if self.cache is not None:
             self.engine.cache = open_cache(
-                self._cache, self.bank, trainer, module, student=call.module, top_k=self._top_k
+                self.cache, self.bank, trainer, module, student=call.module, top_k=self._top_k
             )
         self._running.observe(call.module, self._tapped)
         if self.engine.tap_set is not None:
@@ -279,6 +289,13 @@ class Distillation(CompressionCallback):
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             self._adapters.attach(trainer.optimizers, None if scaler is None else scaler.get_scale)
             self.session.record.followers.append(self._adapters)
+
+    def _report_worth(self, worth: Sequence[Worth]) -> None:
+        for one in worth:
+            text = f"teachers without {one.without}" if one.without else "all teachers"
+            figures = {"without": one.without, "accuracy": one.accuracy, "nll": one.nll}
+            text += f": accuracy {one.accuracy:.4f}, NLL {one.nll:.4f} on validation data"
+            self.session.write("note", text, callback=self.state_key, **figures)
 
     # -- now ----------------------------------------------------------------------------------------------------------
 

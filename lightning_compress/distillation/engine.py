@@ -34,6 +34,8 @@ class Engine:
         self.cache: TeacherCache | None = None
         self.tap_set: TapSet | None = None
         self._recorders: dict[int, Recorder] = {}
+        self._wants = frozenset(accepted(loss, temperature=None, labels=None))
+        self._needs_labels = "labels" in self._wants & _required(loss)
         for tap in self.taps:
             if not 0 <= tap.member < len(bank.teachers):
                 raise CompressionError(f"Tap(member={tap.member}): there are {len(bank.teachers)} teachers.")
@@ -81,11 +83,12 @@ class Engine:
             features: list[dict[str, Tensor]] = []
             if self.cache is not None:
                 members = self.cache.read(rows, call.args)
+                members = members[self.bank.numbers(step)] if self.bank.draws else members
             else:
                 members, features = self._ask(call, step)
             loss = self.compare(call.logits, members, temperature, labels)
             losses.append(loss if self.tap_set is None else loss + self.tap_set(call.features, features))
-        return torch.stack(losses).mean()
+        return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
     def compare(self, student: Tensor, members: Tensor, temperature: float, labels: Tensor | None) -> Tensor:
         """The loss between the student's logits and the members' (members, ...), classes last."""
@@ -97,13 +100,13 @@ class Engine:
             student = student.movedim(-1, 1) if pixels else student
         if pixels:
             teacher = teacher.movedim(-1, 1)
-        options = accepted(self.loss, temperature=temperature, labels=labels)
-        if "labels" in options and labels is None and "labels" in _required(self.loss):
+        if labels is None and self._needs_labels:
             raise CompressionError(
                 f"The loss {self.loss.__name__} needs labels, and the batch has none: make it a tuple (inputs, labels) "
                 'or a mapping with "labels".'
             )
-        return self.loss(student, teacher, **options)
+        available = {"temperature": temperature, "labels": labels}
+        return self.loss(student, teacher, **{name: available[name] for name in self._wants})
 
     def _ask(self, call: Call, step: int) -> tuple[Tensor, list[dict[str, Tensor]]]:
         for recorder in self._recorders.values():

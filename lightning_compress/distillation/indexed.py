@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.random_states import isolated_random_states
@@ -95,6 +95,58 @@ class AllRows(Dataset[IndexedBatch]):
 
     def __getitem__(self, row: int) -> IndexedBatch:
         return self._indexed.row(row)
+
+
+def numbered(
+    loader: DataLoader[Any],
+    transform: Callable[[Any], Any] | None = None,
+    *,
+    views: int = 1,
+    augmentation: str | None = None,
+) -> DataLoader[IndexedBatch]:
+    """The same loader over numbered samples, in the same order.
+
+    Args:
+        loader: with a map-style dataset, in batches.
+        transform: as in :class:`Indexed`.
+        views: as in :class:`Indexed`.
+        augmentation: as in :class:`Indexed`.
+
+    Raises:
+        CompressionError: a loader without batches, or as in :class:`Indexed`.
+
+    >>> from torch.utils.data import TensorDataset
+    >>> next(iter(numbered(DataLoader(TensorDataset(torch.zeros(3, 2)), batch_size=2)))).rows
+    tensor([0, 1])
+    """
+    if loader.batch_sampler is None:
+        raise CompressionError("numbered(loader) needs a loader that makes batches; this one has batch_size=None.")
+    order: dict[str, Any] = {"batch_sampler": loader.batch_sampler}
+    if type(loader.batch_sampler) is BatchSampler:  # as parts, so that Lightning can make a distributed one of them
+        order = {"batch_size": loader.batch_size, "sampler": loader.sampler, "drop_last": loader.drop_last}
+    return DataLoader(
+        Indexed(loader.dataset, transform, views=views, augmentation=augmentation),
+        collate_fn=_Collated(loader.collate_fn),
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        generator=loader.generator,
+        persistent_workers=loader.persistent_workers,
+        prefetch_factor=loader.prefetch_factor,
+        **order,
+    )
+
+
+class _Collated:
+    """The user's own way to make a batch of samples; their numbers beside it."""
+
+    def __init__(self, own: Callable[[list[Any]], Any]) -> None:
+        self._own = own
+
+    def __call__(self, samples: list[IndexedBatch]) -> IndexedBatch:
+        rows = torch.tensor([int(sample.rows) for sample in samples])
+        return IndexedBatch(self._own([sample.batch for sample in samples]), rows)
 
 
 def unwrap(batch: Any) -> tuple[Any, Tensor | None]:

@@ -25,7 +25,10 @@ def full_precision(function: LossFunction) -> LossFunction:
     def wrapped(*args: Any, **kwargs: Any) -> Tensor:
         args = tuple(_raised(value) for value in args)
         kwargs = {name: _raised(value) for name, value in kwargs.items()}
-        with torch.autocast(_device(args), enabled=False):
+        device = _device(args)
+        if not torch.is_autocast_enabled(device):
+            return function(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
             return function(*args, **kwargs)
 
     return wrapped  # type: ignore[return-value]

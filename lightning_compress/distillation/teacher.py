@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_compress.distillation.fingerprint import fingerprint
 from lightning_compress.distillation.outputs import logits_in
 from lightning_compress.errors import CompressionError
+from lightning_compress.registry import reader_of
 from lightning_compress.surgery import TracingInput, evaluation_mode, fold_batchnorm_, private_copy
 from lightning_compress.training import load_from_checkpoint
 
@@ -28,9 +29,10 @@ class Teacher:
     flags say, and is left with the flags it had; its parameters and buffers do not change.
 
     Args:
-        source: a module; the path of a Lightning checkpoint (also of a compressed network); a model with
-            ``predict_proba`` (its ``classes_`` are the class map); or any function of the student's inputs.
+        source: a module; the path of a Lightning checkpoint (also of a compressed network) or of a ``.lcz`` file; a
+            model with ``predict_proba`` (its ``classes_`` are the class map); or any function of the student's inputs.
         module: class of a checkpoint's LightningModule; None takes the student's.
+        into: a network of the class that is in a ``.lcz`` file, which names none itself; it becomes the teacher.
         classes: the student's class for each of the teacher's outputs, -1 where the student has none; None where both
             have the same classes.
         gives: ``"logits"`` or ``"probabilities"``.
@@ -51,6 +53,7 @@ class Teacher:
         source: nn.Module | str | Path | Callable[..., Any] | Any,
         *,
         module: type[L.LightningModule] | None = None,
+        into: nn.Module | None = None,
         classes: Sequence[int] | None = None,
         gives: str | None = None,
         weight: float = 1.0,
@@ -71,6 +74,7 @@ class Teacher:
         if len(set(known)) < len(known):
             raise CompressionError(f"Teacher(classes={list(classes or ())}): two outputs mean the same class.")
         self.source, self.module, self.classes, self.weight = source, module, classes, weight
+        self.into = into
         self.gives = gives or ("probabilities" if estimator else "logits")
         self.device = None if device is None else torch.device(device)
         self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
@@ -102,7 +106,7 @@ class Teacher:
         return self._running
 
     def load(self, student_class: type[L.LightningModule]) -> None:
-        """Read a checkpoint, if the source is one. Idempotent.
+        """Read a file, if the source is one. Idempotent.
 
         Raises:
             CompressionError: no such file, or it is not of the class.
@@ -113,15 +117,27 @@ class Teacher:
             self._network = self.source
         elif not Path(self.source).is_file():
             raise CompressionError(f"There is no checkpoint {str(self.source)!r} to load a teacher from.")
+        elif (reader := reader_of(self.source)) is not None:
+            self._network = self._read(reader)
         else:
-            of = self.module or student_class
-            try:
-                self._network = load_from_checkpoint(of, self.source, map_location="cpu")
-            except Exception as error:
-                raise CompressionError(
-                    f"{str(self.source)!r} is no checkpoint of {of.__name__}: {error} "
-                    "Name its class with Teacher(path, module=TheClass)."
-                ) from error
+            self._network = self._load_checkpoint(self.module or student_class)
+
+    def _read(self, reader: Callable[..., Any]) -> nn.Module:
+        if self.into is None:
+            raise CompressionError(
+                f"{str(self.source)!r} names no class: say what it is to be loaded into, Teacher(path, into=Network())."
+            )
+        network: nn.Module = reader(self.source, into=self.into)
+        return network
+
+    def _load_checkpoint(self, of: type[L.LightningModule]) -> L.LightningModule:
+        try:
+            return load_from_checkpoint(of, str(self.source), map_location="cpu")
+        except Exception as error:
+            raise CompressionError(
+                f"{str(self.source)!r} is no checkpoint of {of.__name__}: {error} "
+                "Name its class with Teacher(path, module=TheClass)."
+            ) from error
 
     def fingerprint(self) -> str:
         """The hash of what it consists of."""

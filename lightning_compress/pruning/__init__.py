@@ -3,9 +3,9 @@
 from lightning_compress.pruning.evidence import Criterion, Evidence, needs
 from lightning_compress.pruning.masks import Masks, keep_top
 from lightning_compress.pruning.neuron_pruning import NeuronPruning
-from lightning_compress.pruning.targets import find_weights
 from lightning_compress.pruning.weight_pruning import WeightPruning
 from lightning_compress.pruning.weights import Allocation
+from lightning_compress.surgery import find_weights
 
 __all__ = [
     "Allocation",

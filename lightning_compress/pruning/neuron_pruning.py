@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from lightning_compress.errors import CompressionError, did_you_mean
 from lightning_compress.pruning.evidence import Criterion, Evidence, needs_of
 from lightning_compress.pruning.neurons import COUNTS, Count, Selection, judge, select, weights_of_units
-from lightning_compress.pruning.targets import refuse_text
 from lightning_compress.random_states import isolated_random_states
 from lightning_compress.registry import resolve
 from lightning_compress.surgery import (
@@ -24,6 +23,7 @@ from lightning_compress.surgery import (
     gather,
     group_zero_share,
 )
+from lightning_compress.surgery.targets import refuse_text
 from lightning_compress.surgery.tracing import call_with_batch
 from lightning_compress.training import GradualCallback, Recovery, Schedule
 from lightning_compress.training.schedule import Shape

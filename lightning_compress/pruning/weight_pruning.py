@@ -12,10 +12,10 @@ from torch.nn import Parameter
 from lightning_compress.errors import CompressionError
 from lightning_compress.pruning.evidence import Criterion, needs_of
 from lightning_compress.pruning.masks import Masks
-from lightning_compress.pruning.targets import find_weights, refuse_text
 from lightning_compress.pruning.weights import Allocation, choose_weights, judge_weights
 from lightning_compress.random_states import isolated_random_states
 from lightning_compress.registry import resolve
+from lightning_compress.surgery.targets import find_weights, refuse_text
 from lightning_compress.training import GradualCallback, Recovery, Schedule
 from lightning_compress.training.schedule import Shape
 

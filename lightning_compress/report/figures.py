@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from lightning_compress.errors import CompressionError
 from lightning_compress.report.history import Event, History
 from lightning_compress.report.report import Report
 
@@ -60,6 +61,52 @@ def draw_history(history: History, monitor: str) -> Figure:
         size.set_xlim(0, max(history.end, 1) * 1.12)
         size.set_xticks([tick for tick in size.get_xticks() if tick <= history.end])
     return figure
+
+
+FIDELITY_PANELS = {
+    "agreement": "same answer as the teacher",
+    "kl_to_teacher": "KL to the teacher, nats",
+    "nll": "negative log-likelihood, nats",
+    "ece": "calibration error",
+}
+
+
+def draw_fidelity(history: History) -> Figure:
+    """How faithful a student has been to its teachers, and how far either can be trusted, over time.
+
+    Raises:
+        CompressionError: the run had no distillation that was compared.
+    """
+    if not history.fidelity:
+        raise CompressionError("No validation of this run compared a student with a teacher: Distillation(fidelity=).")
+    with matplotlib.rc_context(_RC):
+        figure = Figure(figsize=(8.4, 4.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(2, 2, sharex=True)
+        for axes, (panel, title) in zip(panels.flat, FIDELITY_PANELS.items(), strict=True):
+            _draw_fidelity_panel(axes, history, panel)
+            axes.set_title(f"{title}, on validation data", loc="left")
+            axes.set_xlim(0, max(history.end, 1) * 1.2)
+        for axes in panels[1]:
+            axes.set_xlabel("epochs since the run began")
+    return figure
+
+
+def _draw_fidelity_panel(axes: Axes, history: History, panel: str) -> None:
+    """One curve, or the student's and the teacher's; of each distillation. Each ends with its name and last value."""
+    begins = tuple(f"{who}{panel}" for who in ("", "student_", "teacher_"))
+    shown = {name: curve for name, curve in history.fidelity.items() if name.startswith(begins)}
+    for name, curve in shown.items():
+        times, values = _columns(curve)
+        color = ORANGE if name.startswith("teacher") else BLUE
+        axes.plot(times, values, color=color, linewidth=1.5, marker="." if len(times) == 1 else "")
+        label = " ".join(word for word in name.split("_") if word not in panel.split("_"))
+        text = f"{values[-1]:.3g} {label}".strip()
+        _write(axes, text, (times[-1], values[-1]), (5, 0), color, va="center", fontweight="bold")
+    if shown:
+        values = [value for curve in shown.values() for _, value in curve]
+        low, high = _central_range([-value for value in values])  # what falls begins high
+        axes.set_ylim(*(_central_range(values) if panel == "agreement" else (-high, -low)))
 
 
 def _draw_metric(axes: Axes, history: History, monitor: str) -> None:

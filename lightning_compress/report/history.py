@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_compress.report.report import Report
+
+FIDELITY = ("agreement", "kl_to_teacher", "student_nll", "teacher_nll", "student_ece", "teacher_ece")
+"""What a distillation logs after each validation, under ``compress/``."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class History:
         events: cuts, recoveries, rollbacks and stops, in order.
         reference: (from, to, value): what had to be reached again after a cut.
         end: epochs in all.
+        fidelity: for each figure of a distillation (``agreement``, ``student_ece``, ...) the (time, value) of each
+            validation; the name of the distillation, if it has one, stands behind the figure's.
     """
 
     stages: list[tuple[str, float]] = field(default_factory=list)
@@ -37,6 +43,7 @@ class History:
     events: list[Event] = field(default_factory=list)
     reference: list[tuple[float, float]] = field(default_factory=list)
     end: float = 0.0
+    fidelity: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
 
 def read_history(report: Report) -> History:
@@ -56,10 +63,24 @@ def _add(history: History, entry: dict[str, Any] | Any, time: float, monitor: st
     kind, data = entry["kind"], entry["data"]
     if kind == "measurement" and monitor in data:
         history.metric.append((time, data[monitor]))
-    if kind in ("cut", "rollback"):
+    if kind == "measurement":
+        for name, value in data.items():
+            figure = name.removeprefix("compress/")
+            if figure != name and figure.startswith(FIDELITY):
+                history.fidelity.setdefault(figure, []).append((time, value))
+    if kind in ("cut", "rollback") and takes_away(data):
         curve = history.removed.setdefault(data["callback"], [(time, data["before"])])
         curve.append((time, data["reached"]))
     if kind in ("cut", "recovery", "rollback", "stop"):
         history.events.append(Event(kind, time, entry["text"], data.get("reached")))
     if "reference" in data:
         history.reference.append((time, data["reference"]))
+
+
+def takes_away(data: Mapping[str, Any]) -> bool:
+    """Whether a cut removed something; clustering counts layers that keep all of their weights.
+
+    >>> takes_away({"quantity": "sparsity"}), takes_away({"quantity": "layers clustered"})
+    (True, False)
+    """
+    return not str(data.get("quantity", "")).endswith("clustered")

@@ -7,10 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from lightning_compress.report.figures import draw_history, draw_layers, to_svg
-from lightning_compress.report.history import read_history
+from lightning_compress.report.figures import draw_fidelity, draw_history, draw_layers, to_svg
+from lightning_compress.report.history import History, read_history
 from lightning_compress.report.report import Report
-from lightning_compress.report.table import layer_row, network_rows
+from lightning_compress.report.table import (
+    FILE_LAYER_HEADING,
+    FILE_STEP_HEADING,
+    file_layer_rows,
+    file_step_rows,
+    layer_row,
+    network_rows,
+)
 
 _STYLE = """
 :root { color-scheme: light dark;
@@ -39,11 +46,14 @@ code { background: var(--panel); padding: .1rem .3rem; border-radius: .2rem; }
 
 def render_page(report: Report) -> str:
     """The whole of ``report.html``; whatever comes from outside is escaped."""
+    history = read_history(report)
     sections = (
         _heading(report),
         _section("Before and after", _network_table(report)),
-        _section("What happened when", _figure(to_svg(draw_history(read_history(report), report.monitor), "history"))),
+        _section("What happened when", _figure(to_svg(draw_history(history, report.monitor), "history"))),
         _section("Layer by layer", _figure(to_svg(draw_layers(report), "layers")) + _layer_table(report)),
+        _file(report),
+        _distillation(report, history),
         _section("What was done", _deeds(report)),
         _section("How to make this again", _provenance(report)),
     )
@@ -62,6 +72,8 @@ def summary_sentence(report: Report) -> str:
     text = f"{fewer:.1f}x fewer parameters that are not zero"
     if before.cost["macs"] != after.cost["macs"]:
         text += f", {before.cost['macs'] / max(after.cost['macs'], 1):.1f}x fewer multiply-accumulates"
+    if report.file is not None:
+        text = f"A file {report.file.ratio:.1f}x smaller: {report.file.bytes:,} bytes, {text}"
     shared = [name for name in ("test_acc", report.monitor) if name in before.metrics and name in after.metrics]
     if shared:
         text += f"; {shared[0]} {before.metrics[shared[0]]:.4f} before, {after.metrics[shared[0]]:.4f} after"
@@ -107,6 +119,31 @@ def _layer_table(report: Report) -> str:
         for layer in report.before.layers
     ]
     return _table(("layer", "shape", "weights", "kept", "share"), rows)
+
+
+def _file(report: Report) -> str:
+    """Nothing where no file was written."""
+    file = report.file
+    if file is None:
+        return ""
+    note = (
+        '<p class="faint">A file is counted by what it takes on the disk. The steps before it are counted as in Deep '
+        "Compression: fields of one width for weights and for the gaps between them. Bits are those of a kept weight, "
+        "before and after entropy coding; each layer's bytes are those of the layer coded by itself.</p>"
+    )
+    read_back = ", ".join(f"{name} {value:.4f}" for name, value in sorted(file.metrics.items()))
+    body = _table(FILE_STEP_HEADING, file_step_rows(file)) + _table(FILE_LAYER_HEADING, file_layer_rows(file)) + note
+    return _section(f"{file.name}: {file.ratio:.1f}x smaller", body + f"<p>Read back: {escape(read_back)}.</p>")
+
+
+def _distillation(report: Report, history: History) -> str:
+    """Nothing where nobody was taught."""
+    if not history.fidelity:
+        return ""
+    worth = [entry["data"] for entry in report.journal if "without" in entry["data"]]
+    rows = [(one["without"] or "nobody", f"{one['accuracy']:.4f}", f"{one['nll']:.4f}") for one in worth]
+    table = _table(("teachers, validation data, without", "accuracy", "NLL"), rows) if rows else ""
+    return _section("Student and teachers", _figure(to_svg(draw_fidelity(history), "fidelity")) + table)
 
 
 def _deeds(report: Report) -> str:

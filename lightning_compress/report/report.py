@@ -54,6 +54,42 @@ class Network:
 
 
 @dataclass(frozen=True)
+class SizeStep:
+    """The size of the network after a step of compression.
+
+    Attributes:
+        step: what has been done.
+        bytes: the size.
+        real: whether that is a file's size; else it is counted, in fields of fixed width.
+    """
+
+    step: str
+    bytes: int
+    real: bool
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """The compressed file of the last network: written, read back into a fresh network, and that one evaluated.
+
+    Attributes:
+        name: of the file, in the run's folder.
+        bytes: its size on the disk.
+        ratio: bytes of the first network in fp32 over that.
+        steps: the way there.
+        layers: the fields of :class:`lightning_compress.artifact.accounting.TensorAccount`, one mapping a parameter.
+        metrics: of the network that was read back.
+    """
+
+    name: str
+    bytes: int
+    ratio: float
+    steps: tuple[SizeStep, ...]
+    layers: tuple[Mapping[str, Any], ...]
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Report:
     """A run from the first stage to the last. The fields are the schema of ``report.json``, version 1.
 
@@ -68,6 +104,7 @@ class Report:
         environment: versions, platform and number of processors.
         config: the resolved configuration.
         command: what makes this report again.
+        file: the compressed file; None where the recipe writes none.
         version: of the schema.
     """
 
@@ -81,6 +118,7 @@ class Report:
     environment: Mapping[str, str]
     config: Mapping[str, Any]
     command: str
+    file: FileResult | None = None
     version: int = SCHEMA_VERSION
 
     @property
@@ -117,11 +155,22 @@ class Report:
             raise CompressionError(
                 f"The report has version {state['version']!r}, this release reads {SCHEMA_VERSION}. Upgrade."
             )
-        networks = tuple(network_from_state(network) for network in state["networks"])
-        return cls(**{**state, "networks": networks, "journal": tuple(state["journal"]), "plan": tuple(state["plan"])})
+        read = {
+            "networks": tuple(network_from_state(network) for network in state["networks"]),
+            "journal": tuple(state["journal"]),
+            "plan": tuple(state["plan"]),
+            "file": None if state["file"] is None else file_from_state(state["file"]),
+        }
+        return cls(**{**state, **read})
 
 
 def network_from_state(state: Mapping[str, Any]) -> Network:
     """A :class:`Network` back from ``dataclasses.asdict`` and JSON."""
     layers = tuple(Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in state["layers"])
     return Network(**{**state, "layers": layers})
+
+
+def file_from_state(state: Mapping[str, Any]) -> FileResult:
+    """A :class:`FileResult` back from ``dataclasses.asdict`` and JSON."""
+    steps = tuple(SizeStep(**step) for step in state["steps"])
+    return FileResult(**{**state, "steps": steps, "layers": tuple(state["layers"])})

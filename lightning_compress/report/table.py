@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from lightning_compress.report.report import Layer, Network, Report
+from lightning_compress.report.report import FileResult, Layer, Network, Report
 
 
 def layer_table(report: Report) -> Table:
@@ -54,6 +54,60 @@ def network_rows(before: Network, after: Network) -> list[tuple[str, str, str, s
         old, new = before.metrics[name], after.metrics[name]
         rows.append((name, f"{old:.4f}", f"{new:.4f}", f"{new - old:+.4f}"))
     return rows
+
+
+def file_layer_table(file: FileResult) -> Table:
+    """Each parameter in the file: what is kept, bits of a kept weight and of its place after coding, bytes."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    heading, *columns = FILE_LAYER_HEADING
+    table.add_column(heading, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in file_layer_rows(file):
+        table.add_row(*row)
+    return table
+
+
+FILE_LAYER_HEADING = ("layer", "kept", "share", "weight bits", "index bits", "bytes")
+
+
+def file_layer_rows(file: FileResult) -> list[tuple[str, ...]]:
+    """Rows under :data:`FILE_LAYER_HEADING`; bits before and after entropy coding, as Han et al. have them."""
+    return [
+        (
+            str(layer["name"]),
+            f"{layer['kept']:,}",
+            f"{layer['kept'] / max(layer['weights'], 1):.1%}",
+            f"{layer['value_bits']} → {layer['coded_value_bits']:.1f}",
+            f"{layer['index_bits']} → {layer['coded_index_bits']:.1f}" if layer["index_bits"] else "",
+            f"{layer['coded_bytes']:,}",
+        )
+        for layer in file.layers
+    ]
+
+
+def file_step_table(file: FileResult) -> Table:
+    """The size after each step, and its ratio to the first."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    heading, *columns = FILE_STEP_HEADING
+    table.add_column(heading, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in file_step_rows(file):
+        table.add_row(*row)
+    return table
+
+
+FILE_STEP_HEADING = ("step", "bytes", "ratio", "")
+
+
+def file_step_rows(file: FileResult) -> list[tuple[str, ...]]:
+    """Rows under :data:`FILE_STEP_HEADING`."""
+    first = file.steps[0].bytes
+    return [
+        (step.step, f"{step.bytes:,}", f"{first / step.bytes:.1f}x", "file" if step.real else "counted")
+        for step in file.steps
+    ]
 
 
 def _ratio_row(name: str, before: int, after: int) -> tuple[str, str, str, str]:

@@ -5,6 +5,7 @@ from lightning_compress.surgery.dependencies import find_groups
 from lightning_compress.surgery.groups import Counted, Coupled, Group, Groups, merge
 from lightning_compress.surgery.input_statistics import InputStatistics
 from lightning_compress.surgery.statistics import StatisticsCollector, gather, group_zero_share
+from lightning_compress.surgery.targets import find_weights, refuse_text
 from lightning_compress.surgery.tracing import TracingInput, capture, evaluation_mode, private_copy
 from lightning_compress.surgery.verification import mask_removed_, verify_edit
 
@@ -19,6 +20,7 @@ __all__ = [
     "capture",
     "evaluation_mode",
     "find_groups",
+    "find_weights",
     "fold_batchnorm_",
     "gather",
     "group_zero_share",
@@ -26,5 +28,6 @@ __all__ = [
     "merge",
     "private_copy",
     "recalibrate_batchnorm_",
+    "refuse_text",
     "verify_edit",
 ]

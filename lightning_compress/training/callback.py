@@ -55,6 +55,11 @@ class CompressionCallback(Callback):
     def amend_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Last change to a checkpoint that is about to be written."""
 
+    def read_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint is about to be loaded into the module, in an evaluation too (``load_state_dict`` is not called
+        there); its Plan has been replayed.
+        """
+
     def start_over(self) -> None:
         """Forget how far a network is: a file without this callback's state is being loaded."""
 

@@ -246,6 +246,8 @@ class Session:
             for callback in self.callbacks:
                 if callback.state_key not in checkpoint.get("callbacks", {}):
                     callback.start_over()
+        for callback in self.callbacks:
+            callback.read_checkpoint(checkpoint)
         if fitting and CHECKPOINT_KEY in checkpoint:
             self.resume.from_state(checkpoint[CHECKPOINT_KEY].get("resume"))
 
@@ -271,7 +273,8 @@ class Session:
 def write_record(module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
     """Put the Plan and the Journal of ``module`` into a checkpoint."""
     record = Record.of(module)
-    checkpoint[CHECKPOINT_KEY] = {"plan": Plan(tuple(record.edits)).to_state(), "journal": record.journal.to_state()}
+    ours = {"plan": Plan(tuple(record.edits)).to_state(), "journal": record.journal.to_state()}
+    checkpoint[CHECKPOINT_KEY] = {**checkpoint.get(CHECKPOINT_KEY, {}), **ours}
 
 
 def _to_device(value: Any, device: torch.device) -> Any:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-SMALL = ("stages.dense.epochs=3", "stages.prune.epochs=5", "logger=csv", "seed=3")
+SMALL = ("recipe=iterative_pruning", "stages.dense.epochs=3", "stages.prune.epochs=5", "logger=csv", "seed=3")
 
 
 class Command:
@@ -20,7 +20,7 @@ class Command:
         return main()
 
     def small(self, *arguments: str) -> int:
-        """A few epochs of the default recipe."""
+        """A few epochs of the pruning recipe."""
         return self(*SMALL, *arguments)
 
     @property

@@ -16,7 +16,7 @@ finally:
 
 def test_help_lists_groups_and_recipes_without_importing_torch():
     done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True)
-    assert "recipe: iterative_pruning, neuron_pruning" in done.stdout
+    assert "recipe: deep_compression, iterative_pruning, neuron_pruning" in done.stdout
     assert "lightning-compress -m seed=0,1,2" in done.stdout
     assert done.stdout.endswith("False\n")
 

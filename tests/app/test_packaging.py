@@ -92,12 +92,14 @@ def test_foreign_app_keeps_its_own_files_first(clean, stranger):
 
 def test_command_of_the_wheel_finds_its_recipes_and_runs(clean, tmp_path):
     command = clean / "bin" / "lightning-compress"
-    assert "recipe: iterative_pruning, neuron_pruning" in run(command, "--help", cwd=tmp_path).stdout
+    assert "recipe: deep_compression, iterative_pruning, neuron_pruning" in run(command, "--help", cwd=tmp_path).stdout
     wrong = run(command, "recipe=iterativ_pruning", cwd=tmp_path, check=False)
     assert wrong.returncode == 1
     assert "Did you mean 'iterative_pruning'?" in wrong.stderr
-    run(command, "stages.dense.epochs=1", "stages.prune.epochs=1", "logger=csv", cwd=tmp_path)
+    epochs = [f"stages.{stage}.epochs=1" for stage in ("dense", "prune", "cluster")]
+    run(command, *epochs, "logger=csv", cwd=tmp_path)
     assert list(tmp_path.rglob("report.html"))
+    assert list(tmp_path.rglob("model.lcz"))
 
 
 @pytest.mark.skipif(not is_installed("lightning-compress"), reason="runs from a checkout that is not installed")

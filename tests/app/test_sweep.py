@@ -7,7 +7,7 @@ from lightning_compress.report import Report
 
 
 def test_sweep_runs_every_job_and_tells_of_the_failed_one(command, capfd):
-    epochs = ("stages.dense.epochs=1", "stages.prune.epochs=2", "logger=csv")
+    epochs = ("recipe=iterative_pruning", "stages.dense.epochs=1", "stages.prune.epochs=2", "logger=csv")
     assert command("-m", *epochs, "seed=0,1", "callbacks.weights.max_step=0.2,7", "sweep=trial") == 1
     error = capfd.readouterr().err
     assert error.count("this job failed, the others go on") == 2
@@ -18,7 +18,7 @@ def test_sweep_runs_every_job_and_tells_of_the_failed_one(command, capfd):
 
 
 def test_sweep_is_named_after_its_command_and_summarized(command, capfd):
-    epochs = ("stages.dense.epochs=1", "stages.prune.epochs=2", "logger=csv")
+    epochs = ("recipe=iterative_pruning", "stages.dense.epochs=1", "stages.prune.epochs=2", "logger=csv")
     assert command("-m", *epochs, "seed=0,1") == 0
     (sweep,) = (command.folder / "outputs" / "sweeps").iterdir()
     assert "seed=0,1" in sweep.name

@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 import torch
 from distillation.distilled import Manual, Rich, accuracy, distil, trained, trained_mlp
-from support import User, digits, every_epoch, fit, loader, same, validation_loader
+from support import Look, User, digits, every_epoch, fit, leftovers, loader, same, validation_loader
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -99,11 +99,11 @@ def test_the_mixed_loss_is_the_papers():
     expected = 0.3 * nn.functional.cross_entropy(logits, labels) + 0.7 * 9 * soft
     seen = []
 
-    class Look(L.Callback):
+    class Note(L.Callback):
         def on_before_backward(self, trainer, pl_module, loss):
             seen.append(loss.detach().clone())
 
-    distil(module, None, Look(), alpha=0.7, temperature=3.0, max_epochs=1,
+    distil(module, None, Note(), alpha=0.7, temperature=3.0, max_epochs=1,
            fit_options={"train": loader(shuffle=False), "limit_train_batches": 1})  # fmt: skip
     torch.testing.assert_close(seen[0], expected.detach())
 
@@ -276,10 +276,6 @@ def test_bad_arguments_are_refused_at_once(options, message):
 
 
 def test_nothing_stays_on_the_module_after_the_fit_or_an_error():
-    def leftovers(module):
-        hooks = sum(len(v) for part in module.modules() for k, v in vars(part).items() if k.endswith("_hooks"))
-        return set(vars(module)), hooks, lc.plan.Record.of(module).followers
-
     for error in (None, RuntimeError):
 
         class Fail(L.Callback):
@@ -297,16 +293,9 @@ def test_nothing_stays_on_the_module_after_the_fit_or_an_error():
 
 
 def test_copies_in_mid_fit_are_plain_modules():
-    seen = []
-
-    class Look(L.Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            if trainer.global_step == 5:
-                seen.extend([copy.deepcopy(pl_module), pickle.loads(pickle.dumps(pl_module))])
-
-    module = User()
-    distil(module, None, Look())
-    for duplicate in seen:
+    look = Look(lambda _, module: (copy.deepcopy(module), pickle.loads(pickle.dumps(module))), step=5)
+    distil(User(), None, look)
+    for duplicate in look.seen[0]:
         assert duplicate.training_step(next(iter(loader())), 0).requires_grad
         fit(duplicate, max_epochs=1)
 

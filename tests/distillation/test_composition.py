@@ -5,7 +5,8 @@ import pytest
 import torch
 from distillation.distilled import Manual, Rich, accuracy, distil, trained, trained_mlp
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from support import User, digits, every_epoch, fit, same
+from lightning.pytorch.plugins.precision import MixedPrecision
+from support import User, digits, every_epoch, fit, loader, same
 
 import lightning_compress as lc
 from lightning_compress.distillation import Distillation, Tap, TransferSet
@@ -87,9 +88,63 @@ def test_precisions(precision, user):
     assert accuracy(module.float()) > 0.4
 
 
-def test_accumulated_batches_are_distilled_like_one_large_one():
-    from support import loader
+class Scales(torch.amp.GradScaler):
+    """Counts the steps that it skips."""
 
+    skipped = 0
+
+    def step(self, optimizer, *args, **kwargs):
+        before = optimizer.param_groups[0]["params"][0].detach().clone()
+        result = super().step(optimizer, *args, **kwargs)
+        self.skipped += torch.equal(before, optimizer.param_groups[0]["params"][0])
+        return result
+
+
+def half_precision(scale):
+    """Lightning's mixed half precision as on a GPU; the processor has a gradient scaler too."""
+    scaler = Scales("cpu", init_scale=scale, growth_interval=10_000)
+    return scaler, {"plugins": [MixedPrecision("16-mixed", "cpu", scaler)]}
+
+
+def test_half_precision_with_a_gradient_scaler():
+    module, teacher = User(), trained()
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    scaler, options = half_precision(2.0**10)
+    _, callback = distil(module, teacher, alpha=0.8, taps=[Tap("network.0", "network.stem")], max_epochs=4,
+                         fit_options=options)  # fmt: skip
+    assert scaler.skipped == 0
+    assert accuracy(module) > 0.4
+    assert same(dict(teacher.state_dict()), before)
+    assert all(torch.isfinite(value).all() for value in callback.state_dict()["adapters"]["values"].values())
+
+
+def adapters_after(options, **trainer):
+    L.seed_everything(1, verbose=False)
+    module = User(schedule=False)
+    _, callback = distil(module, alpha=0.8, taps=[Tap("network.0", "network.stem")], fidelity=False,
+                         fit_options={"train": loader(shuffle=False), **options}, **trainer)  # fmt: skip
+    return callback.state_dict()["adapters"]["values"]
+
+
+def test_adapters_do_not_see_the_gradient_scale():
+    one, two = (adapters_after(half_precision(scale)[1], max_epochs=1) for scale in (1.0, 2.0**9))
+    start = adapters_after({"limit_train_batches": 1}, max_epochs=1)
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=3e-3, rtol=0.05)
+        assert (one[name] - start[name]).abs().max() > 5e-3, "they have moved"
+
+
+def test_after_a_step_that_the_scaler_skipped_the_adapters_go_on_with_clean_gradients():
+    """At this scale the first gradients overflow; the scaler halves it until they do not."""
+    scaler, options = half_precision(2.0**40)
+    values = adapters_after(options, max_epochs=4)
+    assert 0 < scaler.skipped < 30
+    fresh = adapters_after({"limit_train_batches": 1}, max_epochs=1)
+    assert all(torch.isfinite(value).all() for value in values.values())
+    assert any((values[name] - fresh[name]).abs().max() > 5e-3 for name in values)
+
+
+def test_accumulated_batches_are_distilled_like_one_large_one():
     def gradients(batch_size, accumulate):
         L.seed_everything(1, verbose=False)
         module = User(schedule=False)

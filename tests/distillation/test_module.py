@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 import torch
 from distillation.distilled import Manual, Rich, accuracy, trained
-from support import User, every_epoch, fit, mlp, same
+from support import Look, User, every_epoch, fit, mlp, same
 
 import lightning_compress as lc
 from lightning_compress.distillation import Distillation, DistillationModule
@@ -65,17 +65,11 @@ def test_resume_is_exact(tmp_path, student):
 
 
 def test_copies_in_mid_fit_share_the_teachers_and_take_no_part_in_the_fit():
-    seen = []
-
-    class Look(L.Callback):
-        def on_train_batch_end(self, trainer, pl_module, *_):
-            if trainer.global_step == 3:
-                seen.extend([copy.deepcopy(pl_module), pickle.loads(pickle.dumps(pl_module))])
-
+    look = Look(lambda _, module: (copy.deepcopy(module), pickle.loads(pickle.dumps(module))), step=3)
     teacher = copy.deepcopy(trained())
-    fit(DistillationModule(mlp(), teacher), Look(), max_epochs=1)
-    assert seen[0]._distillation.bank.teachers[0].source is teacher
-    for duplicate in seen:
+    fit(DistillationModule(mlp(), teacher), look, max_epochs=1)
+    assert look.seen[0][0]._distillation.bank.teachers[0].source is teacher
+    for duplicate in look.seen[0]:
         fit(duplicate, max_epochs=1)
 
 

@@ -213,6 +213,7 @@ def test_a_pool_of_equal_members_is_the_member(name):
 @pytest.mark.parametrize("pool", POOL_NAMES)
 @pytest.mark.parametrize("loss", ["kd", "reverse_kl", "jensen_shannon"])
 def test_every_pool_teaches_in_a_fit(pool, loss):
+    L.seed_everything(1, verbose=False)
     module = User()
     distil(module, [trained(), trained_mlp(), estimator()], pool=pool, loss=loss, alpha=0.9, max_epochs=2)
     assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
@@ -262,6 +263,23 @@ def test_leave_one_out_finds_the_member_that_carries_the_ensemble():
     assert [row.without for row in rows] == ["", "conv", "mlp", "noise"]
     assert rows[1].nll > rows[0].nll > rows[3].nll
     assert rows[1].accuracy < rows[0].accuracy
+
+
+@pytest.mark.parametrize("pool", ["mean_logits", "random"])
+def test_a_fit_notes_what_each_member_is_worth_on_the_validation_data(pool):
+    class Guess(nn.Module):
+        def forward(self, images):
+            return torch.zeros(len(images), 10)
+
+    module = User()
+    distil(module, [trained(), Guess(), trained_mlp()], pool=pool, max_epochs=2)
+    notes = [entry for entry in lc.plan.Record.of(module).journal if "without" in entry.data]
+    assert [entry.data["without"] for entry in notes] == ["", "User (0)", "Guess (1)", "Sequential (2)"]
+    whole, without_first, without_guess, _ = (entry.data["nll"] for entry in notes)
+    assert without_first > whole > without_guess
+    alone = User()
+    distil(alone, trained(), max_epochs=1)
+    assert not any("without" in entry.data for entry in lc.plan.Record.of(alone).journal)
 
 
 def test_fixed_weights_are_kept_over_a_resume(tmp_path):
@@ -324,6 +342,6 @@ def test_a_segmentation_network_is_taught_per_pixel():
 
 
 def test_the_validation_data_are_needed_for_weights_by_validation():
-    with pytest.raises(lc.CompressionError, match="needs validation data"):
+    with pytest.raises(lc.CompressionError, match="needs validation batches"):
         distil(User(), [trained(), trained_mlp()], weights="validation",
                fit_options={"validation": False, "train": loader()})  # fmt: skip

@@ -1,19 +1,14 @@
 """Run by test_two_processes.py: distillation on two gloo processes, each of which writes down what it ends with."""
 
 import copy
-import logging
-import os
 import sys
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"
-import torch
-
-torch.set_num_threads(1)
 import lightning as L
+import torch
 from distillation.distilled import Manual
 from lightning.pytorch.callbacks import Callback
-from support import ConvNet, User, digits, every_epoch, loader, validation_loader
+from support import ConvNet, User, ddp_trainer, digits, loader, validation_loader
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_compress as lc
@@ -43,6 +38,11 @@ CASES = {
         loader(),
         [Distillation(teacher(), transfer=TransferSet(digits()[0][:300], 16))],
     ),
+    "validation": lambda folder: (
+        User(),
+        loader(),
+        [Distillation([teacher(), ConvNet()], weights="validation", pool="mean_probabilities")],
+    ),
     "cache": lambda folder: (User(), numbered(), [Distillation(teacher(), cache=folder / "outputs")]),
 }
 
@@ -57,6 +57,7 @@ class WriteDown(Callback):
         callback = next(one for one in trainer.callbacks if isinstance(one, Distillation))
         state = {
             "state_dict": pl_module.state_dict(),
+            "weights": callback.bank.weights,
             "adapters": copy.deepcopy(callback.state_dict()["adapters"]),
             "agreement": trainer.callback_metrics["compress/agreement"],
             "loss": trainer.callback_metrics["compress/distillation_loss"],
@@ -65,24 +66,13 @@ class WriteDown(Callback):
 
 
 def run(case: str, folder: Path, resume_from: Path | None = None) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     L.seed_everything(1, verbose=False)
     module, train, callbacks = CASES[case](folder.parent)
-    runner = L.Trainer(
-        max_epochs=4,
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[*callbacks, WriteDown(folder), every_epoch(folder)],
-    )
+    runner = ddp_trainer(folder, *callbacks, WriteDown(folder), max_epochs=4)
     runner.fit(module, train, validation_loader(), ckpt_path=resume_from)
 
 
 def main(folder: Path) -> None:
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     for case in CASES:
         run(case, folder / case)
     run("taps", folder / "taps-resumed", folder / "taps" / "epoch=1.ckpt")

@@ -124,9 +124,9 @@ def test_an_exclusion_that_matches_nothing_is_refused_with_a_hint():
 
 
 def test_nothing_left_is_refused():
-    with pytest.raises(CompressionError, match="nothing to prune"):
+    with pytest.raises(CompressionError, match="No weight is left"):
         find_weights(nn.LayerNorm(3), None)
-    with pytest.raises(CompressionError, match="nothing to prune"):
+    with pytest.raises(CompressionError, match="No weight is left"):
         find_weights(nn.Sequential(nn.Linear(2, 2)), None, ["0"])
 
 

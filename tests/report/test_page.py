@@ -10,8 +10,10 @@ import pytest
 from rich.console import Console
 from sample_report import make_report
 
+from lightning_compress.errors import CompressionError
 from lightning_compress.report import (
     Layer,
+    draw_fidelity,
     draw_history,
     draw_layers,
     layer_table,
@@ -85,6 +87,38 @@ def test_figures_mark_rollbacks_and_name_values():
     assert "rolled back" in svg
     assert "50.0 %" in svg
     assert "currentColor" in svg
+
+
+def taught_report():
+    figures = {"agreement": 0.9, "kl_to_teacher": 0.2, "student_nll": 0.3, "teacher_nll": 0.1,
+               "student_ece": 0.04, "teacher_ece": 0.02, "agreement_second": 0.8}  # fmt: skip
+    report = make_report()
+    journal = [dict(entry) for entry in report.journal]
+    for entry in journal:
+        if entry["kind"] == "measurement":
+            entry["data"] = {**entry["data"], **{f"compress/{name}": value for name, value in figures.items()}}
+    worth = {"without": "<b>first</b>", "accuracy": 0.91, "nll": 0.456}
+    journal.insert(1, {"kind": "note", "text": "teachers", "epoch": 0.0, "step": 0, "data": worth})
+    return replace(report, journal=tuple(journal))
+
+
+def test_a_run_with_teachers_shows_how_faithful_the_student_was_and_what_each_teacher_is_worth():
+    history = read_history(taught_report())
+    assert [time for time, _ in history.fidelity["agreement"]] == [1.0, 2.0, 3.0, 5.0]
+    svg = to_svg(draw_fidelity(history), "fidelity")
+    ElementTree.fromstring(svg)
+    for words in ("0.9", "0.8 second", "0.3 student", "0.1 teacher", "0.04 student", "0.02 teacher"):
+        assert words in svg
+    page = render_page(taught_report())
+    assert read(page).open == []
+    assert "&lt;b&gt;first" in page
+    assert "0.4560" in page
+
+
+def test_a_run_without_teachers_has_no_such_section():
+    assert "Student and teachers" not in render_page(make_report())
+    with pytest.raises(CompressionError, match="No validation of this run compared"):
+        draw_fidelity(read_history(make_report()))
 
 
 def test_figures_are_the_same_each_time_and_leave_matplotlib_as_it_was():

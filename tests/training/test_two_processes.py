@@ -1,40 +1,19 @@
 """Two gloo processes stay bit-equal through cuts, whatever each of them would have drawn."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
-from support import User, same
+from support import User, on_two_processes, same
 
 import lightning_compress as lc
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What both processes wrote down, for each run; all runs in one pair of processes, since starting them is what
-    takes time.
-    """
-    folder = tmp_path_factory.mktemp("two-processes")
-    paths = [str(HERE.parent), str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")]
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", str(HERE / "two_processes.py"), str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return {
-        run.name: [torch.load(run / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
-        for run in folder.iterdir()
-    }
+    script = Path(__file__).parent / "two_processes.py"
+    return on_two_processes(script, tmp_path_factory.mktemp("two-processes"))
 
 
 @pytest.mark.parametrize("case", ["weights", "neurons", "apoz", "both-gated"])

@@ -1,17 +1,12 @@
 """Run by test_two_processes.py: a fit on two gloo processes, each of which writes down what it ends with."""
 
-import logging
-import os
 import sys
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"
-import torch
-
-torch.set_num_threads(1)
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
-from support import User, every_epoch, loader, validation_loader
+from support import User, ddp_trainer, loader, validation_loader
 
 import lightning_compress as lc
 
@@ -61,22 +56,11 @@ class UnequalSeeds(Callback):
 
 def run(case: str, folder: Path, resume_from: Path | None = None) -> None:
     L.seed_everything(1, verbose=False)
-    runner = L.Trainer(
-        max_epochs=6,
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[*CASES[case](), WriteDown(folder), UnequalSeeds(), every_epoch(folder)],
-    )
-    folder.mkdir(parents=True, exist_ok=True)
+    runner = ddp_trainer(folder, *CASES[case](), WriteDown(folder), UnequalSeeds(), max_epochs=6)
     runner.fit(User(), loader(), validation_loader(), ckpt_path=resume_from)
 
 
 def main(folder: Path) -> None:
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     for case in CASES:
         run(case, folder / case)
     for case in ("weights", "neurons"):

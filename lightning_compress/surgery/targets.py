@@ -17,7 +17,7 @@ _LAYERS = (nn.Linear, nn.Bilinear, _ConvNd, nn.MultiheadAttention, nn.RNNBase, n
 def find_weights(
     module: nn.Module, targets: Sequence[str] | None, exclude: Sequence[str] = ()
 ) -> dict[str, nn.Parameter]:
-    """The parameters to prune, by name.
+    """The parameters that are meant, by name.
 
     A pattern (``*`` and ``?`` stand for anything, dots included) that is the name of a layer, or of a module with
     layers in it, stands for their weights: ``fc*`` for ``fc1.weight`` and ``fc2.weight``. One that goes on into the
@@ -30,7 +30,7 @@ def find_weights(
         exclude: patterns of what to leave out; the name of a module stands for all that it holds.
 
     Raises:
-        CompressionError: a pattern that matches nothing; nothing left to prune.
+        CompressionError: a pattern that matches nothing; nothing is left.
 
     >>> list(find_weights(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), None))
     ['0.weight']
@@ -42,7 +42,7 @@ def find_weights(
     found = {name: parameter for plain, (name, parameter) in named.items() if plain in chosen - excluded}
     if not found:
         raise CompressionError(
-            "There is nothing to prune: no Linear, convolution, attention or recurrent layer is left. Give targets=."
+            "No weight is left to work on: no Linear, convolution, attention or recurrent layer. Give targets=."
         )
     computed = [name for name, part in module.named_modules() if isinstance(part, _LAYERS) and _is_computed(part)]
     silent = [name for name in computed if targets is None and not any(_covers(pattern, name) for pattern in exclude)]

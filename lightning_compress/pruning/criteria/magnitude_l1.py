@@ -1,0 +1,21 @@
+"""Size of the weights, summed up."""
+
+import torch
+from torch import Tensor
+
+from lightning_compress.pruning.evidence import Evidence
+
+
+def magnitude_l1(evidence: Evidence) -> Tensor:
+    """Absolute value of each weight; a neuron is worth the mean of its weights' (Li et al. 2017, arXiv:1608.08710).
+
+    For neurons relative to the group's mean, as with ``magnitude``, so that layers can be compared.
+
+    >>> import torch
+    >>> magnitude_l1(Evidence("fc", torch.tensor([[3.0, -5.0], [1.0, -3.0]]), of_neurons=True)).tolist()
+    [1.3333333730697632, 0.6666666865348816]
+    """
+    if not evidence.of_neurons:
+        return evidence.weight.abs()
+    sums = evidence.per_judged(evidence.weight.abs())
+    return sums / sums.mean().clamp_min(torch.finfo(sums.dtype).tiny)

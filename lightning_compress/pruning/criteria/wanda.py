@@ -1,0 +1,18 @@
+"""Size of the weight and of what it is multiplied with."""
+
+from torch import Tensor
+
+from lightning_compress.pruning.evidence import Evidence, needs
+
+
+@needs("input_norm")
+def wanda(evidence: Evidence) -> Tensor:
+    """``|weight|`` times the root mean square of its input (Sun et al. 2024, arXiv:2306.11695); summed for a neuron.
+
+    The paper ranks within each output; how layers and rows share the zeros is the allocation's matter here.
+
+    >>> import torch
+    >>> wanda(Evidence("fc", torch.tensor([[2.0, -1.0]]), input_norm=torch.tensor([[1.0, 3.0]]))).tolist()
+    [[2.0, 3.0]]
+    """
+    return evidence.per_judged(evidence.weight.abs() * evidence.need("input_norm"))

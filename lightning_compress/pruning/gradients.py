@@ -1,0 +1,151 @@
+"""Sums over the gradients of the training steps: evidence for criteria, for free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.errors import CompressionError
+from lightning_compress.plan import Edit
+from lightning_compress.pruning.evidence import GRADIENTS
+
+LASTING = "movement"
+
+
+class GradientSums:
+    """Sums over training steps of what the gradients of some parameters say, in fp32; a follower of the module's edits.
+
+    Under DDP gradients are averaged before they get here, so every process has the same sums.
+
+    Args:
+        module: whose parameters they are.
+        names: of the parameters.
+        kinds: which sums: of :data:`~lightning_compress.pruning.evidence.GRADIENTS`.
+
+    >>> layer = nn.Linear(1, 1, bias=False)
+    >>> sums = GradientSums(layer, ["weight"], {"gradient"})
+    >>> layer.weight.grad = torch.tensor([[2.0]])
+    >>> sums.add()
+    >>> sums.evidence()["gradient"]["weight"].tolist()
+    [[2.0]]
+    """
+
+    def __init__(self, module: nn.Module, names: Collection[str], kinds: Collection[str]) -> None:
+        self._module = module
+        self._names = list(names)
+        self.steps = 0
+        parameters = dict(module.named_parameters())
+        self._sums = {
+            kind: {name: torch.zeros_like(parameters[name], dtype=torch.float32) for name in self._names}
+            for kind in sorted(GRADIENTS & set(kinds))
+        }
+
+    @torch.no_grad()
+    def add(self, *, check: bool = False) -> None:
+        """Count the present gradients: before each optimizer step, on weights that are not stepped yet.
+
+        Args:
+            check: leave out a step with gradients that are not finite, as a gradient scaler will.
+        """
+        parameters = dict(self._module.named_parameters())
+        found = {name: parameters[name] for name in self._names if parameters[name].grad is not None}
+        gradients = [p.grad.float() for p in found.values() if p.grad is not None]
+        if not gradients or (check and not bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all())):
+            return
+        self.steps += 1
+        weights = [p.float() for p in found.values()]
+        for kind, sums in self._sums.items():
+            into = [self._on_device(sums, name, p) for name, p in found.items()]
+            _ADD[kind](into, weights, gradients)
+
+    def evidence(self) -> dict[str, dict[str, Tensor]]:
+        """Kind -> parameter -> mean over the steps; the movement is a sum.
+
+        Raises:
+            CompressionError: no step has been counted.
+        """
+        if self.steps == 0:
+            raise CompressionError("No gradients have been gathered yet: the criterion needs training steps first.")
+        return {
+            kind: {name: one if kind == LASTING else one / self.steps for name, one in sums.items()}
+            for kind, sums in self._sums.items()
+        }
+
+    def reset(self) -> None:
+        """Begin anew, after a cut; the movement goes on."""
+        self.steps = 0
+        for kind, sums in self._sums.items():
+            if kind != LASTING:
+                for one in sums.values():
+                    one.zero_()
+
+    def follow(self, edit: Edit) -> Callable[[], None]:
+        """Shrink with the network; what comes back begins at zero, a parameter that is gone is no longer counted."""
+        before = {kind: dict(sums) for kind, sums in self._sums.items()}, list(self._names)
+        shapes = {name: parameter.shape for name, parameter in self._module.named_parameters()}
+        self._names = [name for name in self._names if name in shapes]
+        for kind, sums in self._sums.items():
+            self._sums[kind] = {name: self._carried(edit, name, sums[name], shapes[name]) for name in self._names}
+
+        def back() -> None:
+            self._sums, self._names = before
+
+        return back
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers and copies of tensors."""
+        sums = {kind: {name: one.clone() for name, one in own.items()} for kind, own in self._sums.items()}
+        return {"steps": self.steps, "sums": sums}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`.
+
+        Raises:
+            CompressionError: of other parameters or other sums.
+        """
+        for kind, sums in self._sums.items():
+            other = state["sums"].get(kind, {})
+            if {n: s.shape for n, s in sums.items()} != {n: s.shape for n, s in other.items()}:
+                raise CompressionError(f"The checkpoint's sums of gradients ({kind}) are of other parameters.")
+            self._sums[kind] = {name: other[name].to(one.device, copy=True) for name, one in sums.items()}
+        self.steps = state["steps"]
+
+    @staticmethod
+    def _on_device(sums: dict[str, Tensor], name: str, parameter: Tensor) -> Tensor:
+        if sums[name].device != parameter.device:
+            sums[name] = sums[name].to(parameter.device)
+        return sums[name]
+
+    @staticmethod
+    def _carried(edit: Edit, name: str, own: Tensor, shape: torch.Size) -> Tensor:
+        carried = edit.carry(name, own)
+        return carried if carried.shape == shape else own.new_zeros(shape)
+
+
+def _add_gradient(into: list[Tensor], _: list[Tensor], gradients: list[Tensor]) -> None:
+    torch._foreach_add_(into, gradients)
+
+
+def _add_square(into: list[Tensor], _: list[Tensor], gradients: list[Tensor]) -> None:
+    torch._foreach_addcmul_(into, gradients, gradients)
+
+
+def _add_product(into: list[Tensor], weights: list[Tensor], gradients: list[Tensor]) -> None:
+    products = torch._foreach_mul(weights, gradients)
+    torch._foreach_abs_(products)
+    torch._foreach_add_(into, products)
+
+
+def _add_movement(into: list[Tensor], weights: list[Tensor], gradients: list[Tensor]) -> None:
+    torch._foreach_addcmul_(into, weights, gradients, -1.0)
+
+
+_ADD = {
+    "gradient": _add_gradient,
+    "squared_gradient": _add_square,
+    "product": _add_product,
+    "movement": _add_movement,
+}
