@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +16,10 @@ from lightning_compress.artifact.dtypes import Bits, bits_of
 from lightning_compress.artifact.entropy import CoderName
 from lightning_compress.artifact.fields import FieldReader, FieldWriter
 from lightning_compress.artifact.mask_codec import BitMask, GapMask, Mask, encode_bitmap, encode_gaps
-from lightning_compress.artifact.value_codec import Kind, Values, encode_values
+from lightning_compress.artifact.row_grids import find_row_grids
+from lightning_compress.artifact.value_codec import Kind, Values, encode_rows, encode_values
+
+T = TypeVar("T", bound=np.generic)
 
 PIECE = 2**21
 """Entries that are coded at a time: what is needed besides the tensor itself does not grow with it."""
@@ -46,17 +50,19 @@ class Record:
             self.values.write(writer)
 
     @classmethod
-    def read(cls, reader: FieldReader, size: int, dtype: torch.dtype) -> Record:
-        """The record of ``size`` entries; nothing is decoded."""
+    def read(cls, reader: FieldReader, size: int, columns: int, dtype: torch.dtype) -> Record:
+        """The record of ``size`` entries in rows of ``columns``; nothing is decoded."""
         head = reader.byte()
         form, kind, storage = head & 3, head >> 2 & 3, head >> 5
-        if form == 3 or kind == 3 or storage > 3 or (storage and not dtype.is_floating_point):
+        rows_of_floats = kind == Kind.ROWS and (dtype != torch.float32 or head & 16)
+        if form == 3 or rows_of_floats or storage > 3 or (storage and not dtype.is_floating_point):
             raise reader.refuse(f"the form {head} of a record is unknown")
         mask: GapMask | BitMask | None = None
         if form:
             mask = GapMask.read(reader, size) if form == 1 else BitMask.read(reader, size)
         empty = not size if mask is None else not mask.entries
-        return cls(bool(head & 16), mask, None if empty else Values.read(reader, Kind(kind), storage, dtype))
+        rows = size // columns if columns else 0
+        return cls(bool(head & 16), mask, None if empty else Values.read(reader, Kind(kind), storage, dtype, rows))
 
     def decode(self, out: Bits, columns: int, dtype: torch.dtype) -> None:
         """Write the entries into ``out``, shape (n,).
@@ -64,17 +70,20 @@ class Record:
         Raises:
             FormatError: the streams are not what the record says.
         """
+        rows = len(out) // columns if columns else 0
+        by_row = self.values is not None and self.values.kind is Kind.ROWS
         if self.mask is None:
             if self.values is not None:
-                out[:] = self.values.decode(len(out), dtype)
+                places = np.repeat(np.arange(rows), columns) if by_row else None
+                out[:] = self.values.decode(len(out), dtype, places)
             return
-        rows = len(out) // columns if columns else 0
         shape = (columns, rows) if self.transposed else (rows, columns)
         mask = self.mask.decode(*shape)
         view = out.reshape(rows, columns)
         view[...] = 0
         if self.values is not None:
-            (view.T if self.transposed else view)[mask] = self.values.decode(self.mask.entries, dtype)
+            values = self.values.decode(self.mask.entries, dtype, np.nonzero(mask)[0] if by_row else None)
+            (view.T if self.transposed else view)[mask] = values
 
 
 def encode_tensor(tensor: Tensor, coder: CoderName = "auto") -> list[Record]:
@@ -142,8 +151,8 @@ def write_records(records: Sequence[Record], writer: FieldWriter) -> None:
 
 def read_records(reader: FieldReader, shape: Sequence[int], dtype: torch.dtype) -> Iterator[Record]:
     """The records of a tensor, one at a time; nothing is decoded."""
-    for start, stop, _ in pieces(shape):
-        yield Record.read(reader, stop - start, dtype)
+    for start, stop, columns in pieces(shape):
+        yield Record.read(reader, stop - start, columns, dtype)
 
 
 def pieces(shape: Sequence[int]) -> Iterator[tuple[int, int, int]]:
@@ -187,24 +196,27 @@ def _encode_piece(bits: Bits, columns: int, dtype: torch.dtype, coder: CoderName
     if not entries:
         return Record(False, GapMask(0, None, ()), None)
     share = entries / len(bits)
-    candidates = []
+    forms: list[tuple[GapMask | BitMask | None, Mask | None]] = []
     if share > 0.25:
-        candidates.append(Record(False, None, encode_values(bits, dtype, coder)))
+        forms.append((None, None))
     if share < 0.98:
-        candidates.append(_masked(matrix, mask, encode_gaps(mask, coder), False, dtype, coder))
+        forms.append((encode_gaps(mask, coder), mask))
     if 0.05 < share < 0.98:
-        candidates.append(_masked(matrix, mask, encode_bitmap(mask, coder), False, dtype, coder))
+        forms.append((encode_bitmap(mask, coder), mask))
+    candidates = [Record(False, coded, encode_values(_taken(matrix, kept), dtype, coder)) for coded, kept in forms]
     if share < 0.98 and 1 < columns < len(bits):
         turned = np.ascontiguousarray(mask.T)
-        candidates.append(_masked(matrix, turned, encode_gaps(turned, coder), True, dtype, coder))
+        candidates.append(Record(True, encode_gaps(turned, coder), encode_values(matrix.T[turned], dtype, coder)))
+    if dtype == torch.float32 and len(matrix) > 1 and (grids := find_row_grids(matrix)) is not None:
+        candidates += [
+            Record(False, coded, encode_rows(grids, _taken(grids.levels, kept), coder)) for coded, kept in forms
+        ]
     return min(candidates, key=_written)
 
 
-def _masked(
-    matrix: Bits, mask: Mask, coded: GapMask | BitMask, transposed: bool, dtype: torch.dtype, coder: CoderName
-) -> Record:
-    values = (matrix.T if transposed else matrix)[mask]
-    return Record(transposed, coded, encode_values(values, dtype, coder))
+def _taken(matrix: NDArray[T], kept: Mask | None) -> NDArray[T]:
+    """The entries that are coded one by one, row by row."""
+    return matrix.reshape(-1) if kept is None else matrix[kept]
 
 
 def _written(record: Record) -> int:

@@ -7,11 +7,13 @@ from enum import IntEnum
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lightning_compress.artifact.dtypes import Bits, bits_of, from_bits, narrow, storage_type, widen
 from lightning_compress.artifact.entropy import CoderName
 from lightning_compress.artifact.fields import FieldReader, FieldWriter
 from lightning_compress.artifact.format_error import FormatError
+from lightning_compress.artifact.row_grids import RowGrids, multiply_rows
 from lightning_compress.artifact.streams import Stream
 
 FEW = 256
@@ -27,12 +29,14 @@ class Kind(IntEnum):
 
     PLANES: any values; all first bytes, all second bytes and so on, for the bytes with the exponents are alike (signs
     are noise, and go to the other end).
-    CODEBOOK: at most 256 distinct ones. GRID: whole multiples of a step, at most 256 neighbouring ones.
+    CODEBOOK: at most 256 distinct ones. GRID: whole multiples of a step, at most 256 neighbouring ones. ROWS: the same,
+    with a step for each row, in float32.
     """
 
     PLANES = 0
     CODEBOOK = 1
     GRID = 2
+    ROWS = 3
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Values:
         storage: number of the narrower format in which they, their codebook or their step are stored.
         known: size of the codebook or grid; 0 for planes.
         lowest: the lowest level of a grid.
-        codebook: the distinct values, or the step; little-endian.
+        codebook: the distinct values, the step, or the steps; little-endian.
         streams: the planes, or the one stream of indices.
     """
 
@@ -64,25 +68,25 @@ class Values:
         """The fields; kind and storage stand elsewhere."""
         if self.kind is not Kind.PLANES:
             writer.number(self.known - 1)
-            if self.kind is Kind.GRID:
+            if self.kind is not Kind.CODEBOOK:
                 writer.signed(self.lowest)
             writer.data += self.codebook
         for stream in self.streams:
             stream.write(writer)
 
     @classmethod
-    def read(cls, reader: FieldReader, kind: Kind, storage: int, dtype: torch.dtype) -> Values:
-        """The fields."""
+    def read(cls, reader: FieldReader, kind: Kind, storage: int, dtype: torch.dtype, rows: int) -> Values:
+        """The fields; ``rows`` is the number of rows of the piece."""
         size = storage_type(storage, dtype).itemsize
         if kind is Kind.PLANES:
             return cls(kind, storage, 0, 0, b"", tuple(Stream.read(reader) for _ in range(size)))
         known = reader.number(FEW - 1) + 1
-        lowest = reader.signed(FEW * FEW) if kind is Kind.GRID else 0
-        codebook = reader.take(size if kind is Kind.GRID else known * size)
+        lowest = 0 if kind is Kind.CODEBOOK else reader.signed(FEW * FEW if kind is Kind.GRID else FEW)
+        codebook = reader.take({Kind.CODEBOOK: known, Kind.GRID: 1, Kind.ROWS: rows}[kind] * size)
         return cls(kind, storage, known, lowest, codebook, (Stream.read(reader),))
 
-    def decode(self, count: int, dtype: torch.dtype) -> Bits:
-        """The bits of the ``count`` values."""
+    def decode(self, count: int, dtype: torch.dtype, rows: NDArray[np.int64] | None = None) -> Bits:
+        """The bits of the ``count`` values; ``rows`` are the rows of the piece that they stand in, for ROWS alone."""
         stored = storage_type(self.storage, dtype)
         if self.kind is Kind.PLANES:
             planes = np.empty((count, stored.itemsize), np.uint8)
@@ -92,6 +96,10 @@ class Values:
             return _check_bool(values, dtype)
         small = np.frombuffer(self.codebook, stored)
         table = widen(small.copy(), self.storage, dtype)
+        if self.kind is Kind.ROWS:
+            assert rows is not None
+            levels = self.streams[0].decode(count, self.known).astype(np.int16) + np.int16(self.lowest)
+            return multiply_rows(table.view(np.float32), levels, rows).view(np.uint32)
         if self.kind is Kind.GRID:
             table = _grid(from_bits(table, dtype), self.lowest, self.known)
         return _check_bool(table, dtype)[self.streams[0].decode(count, self.known)]
@@ -110,6 +118,16 @@ def encode_values(bits: Bits, dtype: torch.dtype, coder: CoderName) -> Values:
     if len(distinct) * distinct.itemsize > len(bits):
         forms.append(_encode_planes(bits, dtype, coder))
     return min(forms, key=lambda values: values.size + len(values.codebook))
+
+
+def encode_rows(grids: RowGrids, levels: NDArray[np.int16], coder: CoderName) -> Values:
+    """Levels, shape (n,), some or all of those of ``grids``."""
+    lowest = int(levels.min())
+    known = int(levels.max()) - lowest + 1
+    storage, small = narrow(grids.steps.view(np.uint32), torch.float32)
+    steps = small.astype(storage_type(storage, torch.float32)).tobytes()
+    stream = Stream.encode((levels - lowest).astype(np.uint8), known, coder)
+    return Values(Kind.ROWS, storage, known, lowest, steps, (stream,))
 
 
 def _distinct(bits: Bits) -> Bits | None:

@@ -150,3 +150,44 @@ def test_bytes_are_within_a_hundredth_of_the_zero_order_bound(values, sparsity):
 def test_at_99_percent_the_step_and_the_tables_are_forty_bytes_above_the_bound(values):
     tensor = pruned(512, 512, 0.99, values)
     assert len(written(tensor)) <= 45 + entropy_bound(bits_of(tensor))
+
+
+def quantized(rows, columns, bits, sparsity=0.0, seed=0):
+    """Rows rounded to a scale of their own, as quantization by channel leaves them."""
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(rows, columns, generator=generator) * torch.rand(rows, 1, generator=generator).add(0.1)
+    scale = matrix.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+    kept = torch.rand(rows, columns, generator=generator) >= sparsity
+    return torch.where(kept, (matrix / scale).round() * scale, 0.0) + 0.0
+
+
+@pytest.mark.parametrize("coder", CODERS)
+@pytest.mark.parametrize(("bits", "sparsity"), [(2, 0.0), (4, 0.0), (8, 0.0), (8, 0.5), (4, 0.9)])
+def test_rows_with_a_scale_each_come_back_and_take_their_bits(bits, sparsity, coder):
+    tensor = quantized(64, 300, bits, sparsity)
+    assert same_bits(round_trip(tensor, coder), tensor)
+    (record,) = encode_tensor(tensor, coder)
+    assert record.values.kind is Kind.ROWS
+    assert len(written(tensor, coder)) <= 64 * 4 + 1.05 * tensor.numel() * bits / 8
+
+
+def test_the_levels_of_fake_quantization_are_found():
+    weight, scale = torch.randn(30, 9, generator=torch.Generator().manual_seed(1)), torch.rand(30) * 0.05 + 0.02
+    zero = torch.zeros(30, dtype=torch.int32)
+    tensor = torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -127, 127) + 0.0
+    assert encode_tensor(tensor)[0].values.kind is Kind.ROWS
+    assert same_bits(round_trip(tensor), tensor)
+
+
+@pytest.mark.parametrize("damage", [float("nan"), float("inf"), -0.0, 0.1234567])
+def test_one_entry_off_the_grids_is_not_lost(damage):
+    tensor = quantized(16, 100, 8)
+    tensor[7, 50] = damage
+    assert same_bits(round_trip(tensor), tensor)
+
+
+def test_rows_that_are_zero_throughout_have_a_step_too():
+    tensor = quantized(16, 100, 8)
+    tensor[[0, 3, 15]] = 0.0
+    assert encode_tensor(tensor)[0].values.kind is Kind.ROWS
+    assert same_bits(round_trip(tensor), tensor)

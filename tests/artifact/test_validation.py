@@ -77,7 +77,7 @@ def test_v3_an_unknown_form_is_refused(refused, monkeypatch, head):
         FieldReader(bytes([head]), "tensor")
         from lightning_compress.artifact.tensor_codec import Record
 
-        Record.read(FieldReader(bytes([head, 1, 1, 1]), "tensor"), 8, torch.uint8)
+        Record.read(FieldReader(bytes([head, 1, 1, 1]), "tensor"), 8, 8, torch.uint8)
 
 
 @pytest.mark.parametrize("head", [5, 6, 7, 12 << 3, 255])
