@@ -3,7 +3,11 @@
 600 steps are few enough to keep plain training from learning the noise by heart; 2000 are not.
 
 $ python recipes/label_noise.py
+$ python recipes/label_noise.py confirm    # the long training alone, on splits that no setting was chosen on
 """
+
+import sys
+from collections.abc import Sequence
 
 import torch
 from digits_students import (
@@ -56,9 +60,17 @@ def run(arm: str, split: int) -> dict[str, float]:
     return score(student, test_images, test_labels)
 
 
-if __name__ == "__main__":
-    for group in (("teacher", *SHORT, *MIXED), LONG):
+def main(groups: Sequence[Sequence[str]], splits: range) -> None:
+    """Run the groups of arms, and print a table for each."""
+    for group in groups:
         arms = {name: lambda split, name=name: run(name, split) for name in group}
-        comparison = run_arms(arms, range(SPLITS), OUTPUTS / "label_noise", test_to_train=TEST_TO_TRAIN)
+        comparison = run_arms(arms, splits, OUTPUTS / "label_noise", test_to_train=TEST_TO_TRAIN)
         baseline = next(name for name in group if name.startswith("no teacher"))
         print(comparison.table("accuracy", baseline, "ECE"), "\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["confirm"]:
+        main([LONG], range(100, 100 + SPLITS))
+    else:
+        main([("teacher", *SHORT, *MIXED), LONG], range(SPLITS))

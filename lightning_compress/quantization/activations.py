@@ -129,8 +129,8 @@ class ObservedActivation(Quantizer):
             self.seen.load_state_dict(state["seen"])
 
     def shared_result(self, value: Tensor, training: bool) -> Tensor:
-        """For layers that read the same tensor: rounded once."""
-        if torch.compiler.is_compiling():
+        """For layers that read the same tensor: rounded once, where it can be told that nobody has changed it since."""
+        if torch.compiler.is_compiling() or value.is_inference():
             return self(value, training)
         key = (value._version, torch.is_grad_enabled(), training)
         if self._memo is None or self._memo[0] is not value or self._memo[1] != key:

@@ -147,6 +147,16 @@ def test_layers_that_read_the_same_tensor_share_a_quantizer_and_residual_adds_ar
     assert {"network.blocks.0.bn2", "network.blocks.1.bn2", "network.blocks.1.shortcut.1"} <= set(outputs)
 
 
+def test_shared_inputs_are_rounded_alike_in_inference_mode():
+    quantization, module = QuantizationAwareTraining(4, 4, finalize=False), Residual()
+    runner = fit(module, quantization, max_epochs=1)
+    scores = []
+    for inference_mode in (True, False):
+        runner = trainer(quantization, max_epochs=1, inference_mode=inference_mode)
+        scores.append(runner.validate(module, validation_loader(), verbose=False)[0])
+    assert scores[0] == scores[1]
+
+
 def test_a_module_that_is_called_several_times_has_one_quantizer_for_all_calls():
     class Twice(User):
         def __init__(self):
