@@ -31,10 +31,10 @@ torch.set_num_threads(1)
 
 
 def resplit(split: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training pictures and classes, test pictures and classes of one of ten stratified resplits."""
+    """Training pictures and classes, test pictures and classes of a stratified resplit; every ten have a seed."""
     pixels, classes = load_digits(return_X_y=True)
-    splitter = StratifiedShuffleSplit(SPLITS, train_size=TRAIN, test_size=TEST, random_state=0)
-    train, test = list(splitter.split(pixels, classes))[split]
+    splitter = StratifiedShuffleSplit(SPLITS, train_size=TRAIN, test_size=TEST, random_state=split // SPLITS)
+    train, test = list(splitter.split(pixels, classes))[split % SPLITS]
     images, labels = torch.tensor(pixels, dtype=torch.float32) / 16, torch.tensor(classes)
     return images[train], labels[train], images[test], labels[test]
 
