@@ -25,8 +25,9 @@ torch.set_num_threads(1)
 
 def conv_net() -> tuple[nn.Module, Tensor]:
     layers: list[nn.Module] = []
-    for inputs, outputs in pairwise((3, 32, 64, 64, 128, 128)):
-        layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+    for place, (inputs, outputs) in enumerate(pairwise((3, 32, 64, 64, 128, 128))):
+        stride = 1 + place % 2
+        layers += [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
     net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10))
     return net, torch.randn(32, 3, 32, 32)
 
@@ -92,7 +93,7 @@ def variants(build: Callable[[], tuple[nn.Module, Tensor]], *, compiled: bool) -
 def main(rounds: int) -> None:
     console = Console()
     for title, build, compiled in (
-        ("conv net 3-32-64-64-128-128, 32x32, batch 32, eager", conv_net, False),
+        ("conv net 3-32-64-64-128-128, every second stride 2, 32x32, batch 32, eager", conv_net, False),
         ("perceptron 784-512-512, batch 128, eager", perceptron, False),
         ("perceptron 784-512-512, batch 128, compiled", perceptron, True),
     ):
