@@ -31,7 +31,7 @@ from lightning_compress.distillation.weights import weights_by_validation, worth
 from lightning_compress.errors import CompressionError
 from lightning_compress.registry import resolve
 from lightning_compress.training import CompressionCallback
-from lightning_compress.training.gradual import length_of_fit
+from lightning_compress.training.horizon import length_of_fit
 
 LOSSES = "lightning_compress.distillation.losses"
 

@@ -22,7 +22,7 @@ from lightning_compress.quantization.observation import Observer
 from lightning_compress.quantization.scale_training import ScaleTraining
 from lightning_compress.quantization.settings import Bits, Settings, in_epochs
 from lightning_compress.training import CompressionCallback
-from lightning_compress.training.gradual import length_of_fit
+from lightning_compress.training.horizon import keep_horizon
 
 STATE_KEY = "quantizers"
 
@@ -267,15 +267,7 @@ class QuantizationAwareTraining(CompressionCallback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Fix the horizon; find out, once, who reads the same tensor."""
         super().on_train_start(trainer, pl_module)
-        horizon = length_of_fit(trainer, self.state_key)
-        if self._horizon is None:
-            self._horizon = horizon
-        elif self._horizon != horizon:
-            warnings.warn(
-                f"{self.state_key}: its times were set for {self._horizon:g} epochs and stay, though this fit lasts "
-                f"{horizon:g}.",
-                stacklevel=2,
-            )
+        self._horizon = keep_horizon(trainer, self.state_key, self._horizon)
         if not self._connected:
             self._connect(trainer)
         self._act(trainer)

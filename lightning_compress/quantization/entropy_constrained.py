@@ -144,7 +144,7 @@ def solve_rate(
     best = measure(easy)
     if best > limit:
         raise CompressionError(
-            f"A rate of {easy:g} leads to {best:.6g}; {limit:.6g} is out of reach. Prune more, or allow more."
+            f"{easy:g} leads to {best:.6g}; {limit:.6g} is out of reach. Allow more, or another range."
         )
     if measure(hard) <= limit:
         return hard

@@ -32,6 +32,9 @@ from lightning_compress.training import GradualCallback, Recovery, Schedule
 OBJECTIVES = ("mse", "rate")
 PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
+RESTING = 0.8
+"""Share of the fit after which weights keep their level."""
+
 
 class WeightClustering(GradualCallback):
     """Lets the weights of a layer share a few values, and trains the values by the summed gradient of their members.
@@ -50,10 +53,12 @@ class WeightClustering(GradualCallback):
         init: where k-means begins: name of a function in ``quantization/initialisations`` or any callable.
         objective: "mse" or "rate".
         rate: price of a bit for "rate", in units of squared weight (times importance, whose mean is 1).
+        first_rate: price of a bit when the layers are clustered; with each refresh it rises, evenly in its logarithm, to
+            ``rate`` at four fifths of the fit. None: ``rate`` from the beginning.
         importance: what a squared error costs: None is the same everywhere; "gradients" is the mean squared gradient
             over the steps before ``start``, at least 20.
         refresh: epochs after which weights may change their level, from where they would be had each been trained by
-            itself; None: never.
+            itself; None: never. In the last fifth of the fit they stay.
         precision: of the levels, as they are shared: "float32", or "float16" and "bfloat16", which take two bytes in
             the file.
         start: when the first layers are clustered; an int counts epochs, a float in [0, 1] is a share of the fit.
@@ -84,6 +89,7 @@ class WeightClustering(GradualCallback):
         init: str | Initialisation = "optimal",
         objective: Literal["mse", "rate"] = "mse",
         rate: float | None = None,
+        first_rate: float | None = None,
         importance: Literal["gradients"] | None = None,
         refresh: int | None = None,
         precision: Literal["float32", "float16", "bfloat16"] = "float32",
@@ -101,6 +107,7 @@ class WeightClustering(GradualCallback):
         self._init = init.replace("++", "_plus_plus") if isinstance(init, str) else init
         resolve(self._init, INITIALISATIONS)
         self._rate = _check_objective(objective, rate)
+        self._first_rate = _check_first_rate(first_rate, rate, refresh)
         self._importance = _check_importance(importance)
         self._refresh = None if refresh is None else _whole("refresh", refresh)
         if precision not in PRECISIONS:
@@ -186,7 +193,9 @@ class WeightClustering(GradualCallback):
         """Let weights change their levels, if it is time."""
         super().on_train_epoch_start(trainer, pl_module)
         epoch = trainer.current_epoch
-        if self._refresh is not None and epoch and epoch % self._refresh == 0 and self.weights.names:
+        if self._refresh is None or not self.weights.names or epoch > RESTING * (self._horizon or 0):
+            return
+        if epoch and epoch % self._refresh == 0:
             moved = self.weights.reassign(self._choose)
             self.session.write("decision", f"{self.state_key}: {moved} weights changed their level", moved=moved)
 
@@ -226,7 +235,7 @@ class WeightClustering(GradualCallback):
             self._importance.settle()
         books = self.session.from_first(lambda: {name: self._book(name, weight) for name, weight in fresh.items()})
         self.weights.share({name: Codebook(levels, assignment) for name, (levels, assignment) in books.items()})
-        if self._importance is not None:
+        if self._importance is not None and self._refresh is None:
             self._importance.forget(set(weights) - set(due))
         return len(due) / len(weights)
 
@@ -239,7 +248,7 @@ class WeightClustering(GradualCallback):
                 book = share_weights(weight, clusters, init=self._init, importance=importance)
             else:
                 book = entropy_constrained(
-                    weight.detach(), self._rate, clusters=clusters, init=self._init, importance=importance
+                    weight.detach(), self._price(), clusters=clusters, init=self._init, importance=importance
                 )
         except CompressionError as error:
             raise CompressionError(f"{name!r}: {error}") from error
@@ -247,8 +256,18 @@ class WeightClustering(GradualCallback):
 
     def _choose(self, name: str, free: Tensor, book: Codebook) -> Tensor:
         if self._rate is not None:
-            return reassign(free, book.levels, book.assignment, self._rate)
+            importance = None if self._importance is None else self._importance.of(name, free)
+            return reassign(free, book.levels, book.assignment, self._price(), importance)
         return nearest(free, book.levels).masked_fill_(book.assignment == 0, 0)
+
+    def _price(self) -> float:
+        """Of a bit, at this moment."""
+        assert self._rate is not None
+        if not self._first_rate or not self._rate:
+            return self._rate
+        begin, end = self._targets[0].time, RESTING * (self._horizon or 0)
+        progress = 1.0 if end <= begin else min(max((self.session.time - begin) / (end - begin), 0.0), 1.0)
+        return float(self._first_rate ** (1 - progress) * self._rate**progress)
 
     def _after_step(self, optimizer: Optimizer) -> None:
         """Train the levels, and let the weights share them again."""
@@ -332,6 +351,17 @@ def _check_objective(objective: str, rate: float | None) -> float | None:
     if rate is None:
         raise CompressionError('objective="rate" needs the price of a bit: rate=1e-4, or what solve_rate finds.')
     return check_rate(rate)
+
+
+def _check_first_rate(first_rate: float | None, rate: float | None, refresh: int | None) -> float | None:
+    if first_rate is None:
+        return None
+    if rate is None or refresh is None or not 0 < check_rate(first_rate) <= rate:
+        raise CompressionError(
+            f"first_rate={first_rate} rises to rate={rate} with each refresh={refresh}: it needs both, and is above 0 "
+            "and at most the rate."
+        )
+    return first_rate
 
 
 def _check_importance(importance: str | None) -> GradientImportance | None:

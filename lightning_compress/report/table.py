@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from rich.table import Table
 
 from lightning_compress.report.report import FileResult, Layer, Network, Report
@@ -13,13 +15,8 @@ def layer_table(report: Report) -> Table:
     A layer that is gone has no entries after; shapes are shown where they have changed.
     """
     after = {layer.name: layer for layer in report.after.layers}
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("layer", no_wrap=True)
-    for heading in ("weights", "kept", "share"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for layer in report.before.layers:
-        table.add_row(*layer_row(layer, after.get(layer.name)))
-    return table
+    rows = (layer_row(layer, after.get(layer.name)) for layer in report.before.layers)
+    return _plain_table(("layer", "weights", "kept", "share"), rows)
 
 
 def layer_row(before: Layer, after: Layer | None) -> tuple[str, str, str, str]:
@@ -32,13 +29,8 @@ def layer_row(before: Layer, after: Layer | None) -> tuple[str, str, str, str]:
 
 def network_table(report: Report) -> Table:
     """The whole network before and after: size, arithmetic and every metric that both have."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("network", no_wrap=True)
-    for heading in (report.before.stage, report.after.stage, ""):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in network_rows(report.before, report.after):
-        table.add_row(*row)
-    return table
+    heading = ("network", report.before.stage, report.after.stage, "")
+    return _plain_table(heading, network_rows(report.before, report.after))
 
 
 def network_rows(before: Network, after: Network) -> list[tuple[str, str, str, str]]:
@@ -58,14 +50,7 @@ def network_rows(before: Network, after: Network) -> list[tuple[str, str, str, s
 
 def file_layer_table(file: FileResult) -> Table:
     """Each parameter in the file: what is kept, bits of a kept weight and of its place after coding, bytes."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    heading, *columns = FILE_LAYER_HEADING
-    table.add_column(heading, no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in file_layer_rows(file):
-        table.add_row(*row)
-    return table
+    return _plain_table(FILE_LAYER_HEADING, file_layer_rows(file))
 
 
 FILE_LAYER_HEADING = ("layer", "kept", "share", "weight bits", "index bits", "bytes")
@@ -88,14 +73,7 @@ def file_layer_rows(file: FileResult) -> list[tuple[str, ...]]:
 
 def file_step_table(file: FileResult) -> Table:
     """The size after each step, and its ratio to the first."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    heading, *columns = FILE_STEP_HEADING
-    table.add_column(heading, no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in file_step_rows(file):
-        table.add_row(*row)
-    return table
+    return _plain_table(FILE_STEP_HEADING, file_step_rows(file))
 
 
 FILE_STEP_HEADING = ("step", "bytes", "ratio", "")
@@ -108,6 +86,16 @@ def file_step_rows(file: FileResult) -> list[tuple[str, ...]]:
         (step.step, f"{step.bytes:,}", f"{first / step.bytes:.1f}x", "file" if step.real else "counted")
         for step in file.steps
     ]
+
+
+def _plain_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """The first column to the left, the others to the right."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for place, column in enumerate(heading):
+        table.add_column(column, justify="right" if place else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _ratio_row(name: str, before: int, after: int) -> tuple[str, str, str, str]:

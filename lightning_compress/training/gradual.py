@@ -14,6 +14,7 @@ import lightning as L
 from lightning_compress.errors import CompressionError
 from lightning_compress.training.callback import CompressionCallback
 from lightning_compress.training.evaluation import evaluate_copy
+from lightning_compress.training.horizon import keep_horizon
 from lightning_compress.training.recovery import Gate, Recovery
 from lightning_compress.training.schedule import DEFAULT_MAX_STEP, Schedule, Shape, Target
 from lightning_compress.training.snapshot import Snapshot
@@ -141,15 +142,7 @@ class GradualCallback(CompressionCallback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Fix the horizon at the first start, and with it the list of targets."""
         super().on_train_start(trainer, pl_module)
-        horizon = length_of_fit(trainer, self.state_key)
-        if self._horizon is None:
-            self._horizon = horizon
-        elif self._horizon != horizon:
-            warnings.warn(
-                f"{self.state_key}: the schedule was made for {self._horizon:g} epochs and keeps to them, though this "
-                f"fit lasts {horizon:g}.",
-                stacklevel=2,
-            )
+        self._horizon = keep_horizon(trainer, self.state_key, self._horizon)
         self._targets = self.schedule.targets(self.final, horizon=self._horizon, max_step=self.max_step)
         if self._gate is None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._check_moments(self._horizon * trainer.num_training_batches / trainer.accumulate_grad_batches)
@@ -301,21 +294,3 @@ class GradualCallback(CompressionCallback):
 
     def _summary(self) -> str:
         return f"asked for {self.final:.2%} {self.quantity}, reached {self._reached:.2%}"
-
-
-def length_of_fit(trainer: L.Trainer, who: str) -> float:
-    """Length of the fit in epochs, from ``max_epochs`` and ``max_steps``.
-
-    Where the data are a stream without a length, ``max_steps`` are one epoch.
-
-    Raises:
-        CompressionError: the fit has no end.
-    """
-    epochs = float("inf") if trainer.max_epochs in (None, -1) else float(trainer.max_epochs or 0)
-    if trainer.max_steps != -1:
-        steps_per_epoch = max(1, trainer.num_training_batches / trainer.accumulate_grad_batches)
-        stream = trainer.num_training_batches == float("inf")
-        epochs = 1.0 if stream else min(epochs, trainer.max_steps / steps_per_epoch)
-    if epochs == float("inf"):
-        raise CompressionError(f"{who} has no end to schedule towards: give the Trainer max_epochs or max_steps.")
-    return epochs

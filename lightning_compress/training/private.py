@@ -112,8 +112,8 @@ def _first_samples(loader: Any) -> Any:
     return loader.collate_fn([dataset[index] for index in range(min(size, len(dataset)))])
 
 
-def rehearse_training_step(module: nn.Module, trainer: L.Trainer, batch: Any) -> None:
-    """Call ``training_step`` of a copy that reads the Trainer but logs nothing and steps no optimizer."""
+def rehearse_training_step(module: nn.Module, trainer: L.Trainer, batch: Any) -> Any:
+    """What ``training_step`` of a copy returns, which reads the Trainer but logs nothing and steps no optimizer."""
     assert isinstance(module, L.LightningModule)
     idle = [_Idle() for _ in trainer.optimizers]
     module.trainer = trainer
@@ -121,7 +121,7 @@ def rehearse_training_step(module: nn.Module, trainer: L.Trainer, batch: Any) ->
         module.__dict__[name] = _do_nothing
     for name in ("optimizers", "lr_schedulers"):
         module.__dict__[name] = lambda *_, **__: idle[0] if len(idle) == 1 else idle
-    module.training_step(batch, 0)
+    return module.training_step(batch, 0)
 
 
 class _Idle:
