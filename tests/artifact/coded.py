@@ -111,3 +111,22 @@ def reseal(data):
     start = json.loads(data[8 : 8 + length])[NAME]["data_offsets"][0] + 8 + length
     crc = zlib.crc32(data[start:-4], zlib.crc32(data[: 8 + length]))
     return data[:-4] + crc.to_bytes(4, "little")
+
+
+def quantized(rows, columns, bits, sparsity=0.0, seed=0):
+    """Rows rounded to a scale of their own, as quantization by channel leaves them."""
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(rows, columns, generator=generator) * torch.rand(rows, 1, generator=generator).add(0.1)
+    scale = matrix.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+    kept = torch.rand(rows, columns, generator=generator) >= sparsity
+    return torch.where(kept, (matrix / scale).round() * scale, 0.0) + 0.0
+
+
+class Quantized(nn.Module):
+    """Matrices of 8, 4 and 2 bits with a scale for each row, dense and pruned."""
+
+    def __init__(self, filled=True):
+        super().__init__()
+        for number, (bits, sparsity) in enumerate(((8, 0.0), (4, 0.0), (4, 0.9), (2, 0.3))):
+            values = quantized(20, 60, bits, sparsity, number) if filled else torch.zeros(20, 60)
+            self.register_buffer(f"weight{number}", values)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from artifact.coded import Everything, pruned, same_bits, split
+from artifact.coded import Everything, Quantized, pruned, same_bits, split
 from plan.samples import Net, keep
 from safetensors import safe_open
 from torch import nn
@@ -61,6 +61,11 @@ def test_everything_comes_back_from_tensors_of_their_own(tmp_path, few_in_the_in
 def test_golden_files_of_version_1_are_read_for_ever(where, coder):
     module = load_compressed(GOLDEN / f"{where}_{coder}.lcz", into=Everything(filled=False))
     assert same_state(module, Everything())
+
+
+@pytest.mark.parametrize("where", ["index", "own"])
+def test_golden_files_of_rows_on_grids_of_their_own_are_read_for_ever(where):
+    assert same_state(load_compressed(GOLDEN / f"{where}_rows.lcz", into=Quantized(filled=False)), Quantized())
 
 
 def test_equal_modules_give_equal_files(tmp_path):

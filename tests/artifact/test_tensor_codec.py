@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from artifact.coded import BENCH, NNCODEC_BYTES, ZERO_ORDER_BYTES, bench_tensor, bits, pruned, same_bits
+from artifact.coded import BENCH, NNCODEC_BYTES, ZERO_ORDER_BYTES, bench_tensor, bits, pruned, quantized, same_bits
 
 from lightning_compress.artifact.dtypes import DTYPES, bits_of
 from lightning_compress.artifact.fields import FieldReader, FieldWriter
@@ -150,15 +150,6 @@ def test_bytes_are_within_a_hundredth_of_the_zero_order_bound(values, sparsity):
 def test_at_99_percent_the_step_and_the_tables_are_forty_bytes_above_the_bound(values):
     tensor = pruned(512, 512, 0.99, values)
     assert len(written(tensor)) <= 45 + entropy_bound(bits_of(tensor))
-
-
-def quantized(rows, columns, bits, sparsity=0.0, seed=0):
-    """Rows rounded to a scale of their own, as quantization by channel leaves them."""
-    generator = torch.Generator().manual_seed(seed)
-    matrix = torch.randn(rows, columns, generator=generator) * torch.rand(rows, 1, generator=generator).add(0.1)
-    scale = matrix.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
-    kept = torch.rand(rows, columns, generator=generator) >= sparsity
-    return torch.where(kept, (matrix / scale).round() * scale, 0.0) + 0.0
 
 
 @pytest.mark.parametrize("coder", CODERS)

@@ -21,7 +21,7 @@ from lightning_compress.artifact.outer_file import MAX_HEADER
 from lightning_compress.artifact.streams import Stream
 
 GOLDEN = Path(__file__).parent / "golden"
-FILES = ("own_auto", "own_huffman", "own_rans", "index_auto", "index_rans")
+FILES = ("own_auto", "own_huffman", "own_rans", "own_rows", "index_auto", "index_rans")
 LIMIT = 2**22
 
 
