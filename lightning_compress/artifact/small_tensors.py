@@ -44,7 +44,7 @@ def code_tensor(tensor: Tensor, coder: CoderName) -> Coded:
     records = encode_tensor(tensor, coder)
     write_records(records, writer)
     values = [record.values for record in records if record.values is not None]
-    few = all(part.kind is not Kind.PLANES for part in values)
+    few = all(part.kind in (Kind.CODEBOOK, Kind.GRID) for part in values)
     bound = 0.0
     if few:
         bits = bits_of(tensor)
