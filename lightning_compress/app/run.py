@@ -22,8 +22,9 @@ from lightning_compress.app.loggers import GuardedLogger, build_loggers
 from lightning_compress.app.progress import StageDisplay, status_text
 from lightning_compress.app.publish import close, publish
 from lightning_compress.app.quiet import quiet
-from lightning_compress.app.run_folder import RunFolder, relative, write_text
+from lightning_compress.app.run_folder import RunFolder, StageFolder, relative, write_text
 from lightning_compress.app.stages import Stage, check_values, read_stages, run_stage
+from lightning_compress.app.targets import TargetSearch, read_target
 from lightning_compress.plan import CHECKPOINT_KEY, Journal, explain, read_checkpoint
 from lightning_compress.report import (
     Network,
@@ -56,6 +57,7 @@ def run(config: DictConfig) -> None:
     stages = read_stages(config)
     check_values(config)
     check_file(config)
+    read_target(config, stages)
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     with quiet(), folder.lock(), _threads(config.threads):
         if config.fresh:
@@ -90,10 +92,13 @@ def _execute(config: DictConfig, stages: Sequence[Stage], folder: RunFolder, con
     loggers = build_loggers(config, folder.path, _resolved(config))
     succeeded = False
     try:
-        networks = _run_stages(config, stages, folder, loggers, console)
+        networks, search = _run_stages(config, stages, folder, loggers, console)
         model = folder.stage(stages[-1].name).final
         file = write_file(config, stages, folder, networks) if config.file is not None else None
         report = replace(_report(config, networks, model), file=file)
+        if search is not None and file is not None:
+            end = search.entry(networks, file, config.monitor, config.mode)
+            report = replace(report, journal=(*report.journal, end))
         history = read_history(report)
         figures = {"history": draw_history(history, report.monitor), "layers": draw_layers(report)}
         if history.fidelity:
@@ -110,13 +115,24 @@ def _execute(config: DictConfig, stages: Sequence[Stage], folder: RunFolder, con
 
 def _run_stages(
     config: DictConfig, stages: Sequence[Stage], folder: RunFolder, loggers: Sequence[GuardedLogger], console: Console
-) -> list[Network]:
+) -> tuple[list[Network], TargetSearch | None]:
     networks: list[Network] = []
     start: Path | None = None
     steps = epochs = 0
+    target = read_target(config, stages)
     with StageDisplay(console, max(len(stage.name) for stage in stages)) as display:
+
+        def trial(changed: DictConfig, stage: Stage, place: StageFolder, text: str) -> Network:
+            line = display.begin(f"{stage.name} {text}", stage.epochs)
+            network = run_stage(stage, changed, place, start=start, loggers=(), line=line)
+            line.finish(status_text(network.metrics, Journal()))
+            return network
+
+        search = None if target is None else TargetSearch(target, folder, trial)
         for stage in stages:
             place = folder.stage(stage.name)
+            if search is not None:
+                config = search.settle(config, stage, networks, start)
             line = display.begin(stage.name, stage.epochs)
             for logger in loggers:
                 logger.begin_stage(steps, epochs)
@@ -125,7 +141,7 @@ def _run_stages(
             checkpoint = _read(start)
             steps, epochs = steps + checkpoint["global_step"], epochs + stage.epochs
             line.finish(status_text(networks[-1].metrics, Journal.from_state(checkpoint[CHECKPOINT_KEY]["journal"])))
-    return networks
+    return networks, search
 
 
 def _read(checkpoint: Path) -> dict[str, Any]:

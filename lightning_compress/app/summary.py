@@ -41,7 +41,7 @@ def summary_table(reports: Sequence[Report]) -> str:
         raise CompressionError(f"The runs are of different recipes: {', '.join(recipes)}. Give one sweep at a time.")
     names = (reports[0].before.stage, reports[0].after.stage)
     heading = ("", *names, "difference, run by run", f"spread of {names[0]} (s.d.)")
-    rows = [heading, ("---", *("---:",) * 4), *_metric_rows(reports), *_cost_rows(reports)]
+    rows = [heading, ("---", *("---:",) * 4), *_metric_rows(reports), *_cost_rows(reports), *_file_rows(reports)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     seeds = ", ".join(str(seed) for seed in sorted(report.seed for report in reports))
     return f"{table}\n\n{len(reports)} runs of `{recipes[0]}`, seeds {seeds}; mean ± half a 95 % interval."
@@ -65,6 +65,17 @@ def _cost_rows(reports: Sequence[Report]) -> list[tuple[str, ...]]:
         change = "the same" if {*factors} == {1.0} else f"{low if low == high else f'{low} to {high}'} fewer"
         rows.append((label, f"{fmean(before):,.0f}", f"{fmean(after):,.0f}", change, ""))
     return rows
+
+
+def _file_rows(reports: Sequence[Report]) -> list[tuple[str, ...]]:
+    """Bytes on the disk; no row where a run wrote no file."""
+    files = [report.file for report in reports if report.file is not None]
+    if len(files) < len(reports):
+        return []
+    dense = fmean(report.before.cost["parameters"] * 4 for report in reports)
+    ratios = [file.ratio for file in files]
+    spread = f"{fmean(ratios):.1f}x smaller ({min(ratios):.1f}x to {max(ratios):.1f}x)"
+    return [("bytes of the file", f"{dense:,.0f} (fp32)", f"{fmean(file.bytes for file in files):,.0f}", spread, "")]
 
 
 def interval(values: Sequence[float], sign: str = "") -> str:

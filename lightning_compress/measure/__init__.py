@@ -10,8 +10,9 @@ from typing import Any
 
 from lightning_compress.measure.cost import Cost, measure
 from lightning_compress.measure.latency import LatencyComparison, compare_latency
+from lightning_compress.measure.runtimes import RUNTIMES, check_runtime, runner
 
-__all__ = ["Cost", "LatencyComparison", "compare_latency", "measure"]
+__all__ = ["RUNTIMES", "Cost", "LatencyComparison", "check_runtime", "compare_latency", "measure", "runner"]
 
 
 class _CallableModule(ModuleType):

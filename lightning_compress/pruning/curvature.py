@@ -48,7 +48,9 @@ def curvature(
     parameters = dict(module.named_parameters())
     weights = [parameters[name] for name in names]
     second = bool({"hessian_gradient", "hessian_diagonal"} & set(kinds))
-    found: dict[str, list[Tensor]] = {kind: [torch.zeros_like(w, dtype=torch.float32) for w in weights] for kind in kinds}
+    found: dict[str, list[Tensor]] = {
+        kind: [torch.zeros_like(w, dtype=torch.float32) for w in weights] for kind in kinds
+    }
     with torch.enable_grad(), isolated_random_states():
         for loss_of in losses:
             loss = loss_of(module)
@@ -91,7 +93,7 @@ def _gradients(
         )
     except RuntimeError as error:
         raise CompressionError(
-            f"The loss cannot be differentiated as the criterion needs it ({error}). Use criterion='fisher' or 'taylor'."
+            f"The loss cannot be differentiated as the criterion needs it ({error}). Use criterion='fisher'."
         ) from error
     return [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
 

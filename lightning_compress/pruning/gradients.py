@@ -37,9 +37,9 @@ class GradientSums:
         self._module = module
         self._names = list(names)
         self.steps = 0
-        parameters = dict(module.named_parameters())
+        self._parameters = self._find()
         self._sums = {
-            kind: {name: torch.zeros_like(parameters[name], dtype=torch.float32) for name in self._names}
+            kind: {name: torch.zeros_like(one, dtype=torch.float32) for name, one in self._parameters.items()}
             for kind in sorted(GRADIENTS & set(kinds))
         }
 
@@ -50,8 +50,7 @@ class GradientSums:
         Args:
             check: leave out a step with gradients that are not finite, as a gradient scaler will.
         """
-        parameters = dict(self._module.named_parameters())
-        found = {name: parameters[name] for name in self._names if parameters[name].grad is not None}
+        found = {name: parameter for name, parameter in self._parameters.items() if parameter.grad is not None}
         gradients = [p.grad.float() for p in found.values() if p.grad is not None]
         if not gradients or (check and not bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all())):
             return
@@ -84,14 +83,15 @@ class GradientSums:
 
     def follow(self, edit: Edit) -> Callable[[], None]:
         """Shrink with the network; what comes back begins at zero, a parameter that is gone is no longer counted."""
-        before = {kind: dict(sums) for kind, sums in self._sums.items()}, list(self._names)
-        shapes = {name: parameter.shape for name, parameter in self._module.named_parameters()}
-        self._names = [name for name in self._names if name in shapes]
+        before = dict(self._sums)
+        self._parameters = self._find()
         for kind, sums in self._sums.items():
-            self._sums[kind] = {name: self._carried(edit, name, sums[name], shapes[name]) for name in self._names}
+            self._sums[kind] = {
+                name: self._carried(edit, name, sums.get(name), one) for name, one in self._parameters.items()
+            }
 
         def back() -> None:
-            self._sums, self._names = before
+            self._sums, self._parameters = before, self._find()
 
         return back
 
@@ -113,6 +113,10 @@ class GradientSums:
             self._sums[kind] = {name: other[name].to(one.device, copy=True) for name, one in sums.items()}
         self.steps = state["steps"]
 
+    def _find(self) -> dict[str, nn.Parameter]:
+        parameters = dict(self._module.named_parameters())
+        return {name: parameters[name] for name in self._names if name in parameters}
+
     @staticmethod
     def _on_device(sums: dict[str, Tensor], name: str, parameter: Tensor) -> Tensor:
         if sums[name].device != parameter.device:
@@ -120,9 +124,10 @@ class GradientSums:
         return sums[name]
 
     @staticmethod
-    def _carried(edit: Edit, name: str, own: Tensor, shape: torch.Size) -> Tensor:
-        carried = edit.carry(name, own)
-        return carried if carried.shape == shape else own.new_zeros(shape)
+    def _carried(edit: Edit, name: str, own: Tensor | None, parameter: Tensor) -> Tensor:
+        carried = None if own is None else edit.carry(name, own)
+        fits = carried is not None and carried.shape == parameter.shape
+        return carried if fits and carried is not None else torch.zeros_like(parameter, dtype=torch.float32)
 
 
 def _add_gradient(into: list[Tensor], _: list[Tensor], gradients: list[Tensor]) -> None:

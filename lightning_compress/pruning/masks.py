@@ -15,23 +15,6 @@ from lightning_compress.plan import Edit
 _INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 
 
-def keep_top(scores: Tensor, drop: int) -> Tensor:
-    """Boolean mask that keeps the largest scores; exactly ``drop`` entries are dropped.
-
-    Ties fall to the earlier index, so the mask is a function of its input alone.
-
-    Args:
-        scores: any shape.
-        drop: number of entries to drop, at most all.
-
-    >>> keep_top(torch.tensor([3.0, 1.0, 2.0]), 1).tolist()
-    [True, False, True]
-    """
-    keep = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
-    keep[scores.flatten().argsort(stable=True)[:drop]] = False
-    return keep.view_as(scores)
-
-
 class Masks:
     """Which entries of which parameters are zero for good; a follower, so they shrink with the network.
 

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_compress.errors import CompressionError, did_you_mean
-from lightning_compress.pruning.evidence import Criterion, Evidence, needs_of
-from lightning_compress.pruning.neurons import COUNTS, Count, Selection, judge, select, weights_of_units
-from lightning_compress.random_states import isolated_random_states
-from lightning_compress.registry import resolve
-from lightning_compress.surgery import (
-    Groups,
-    InputStatistics,
-    StatisticsCollector,
-    find_groups,
-    gather,
-    group_zero_share,
+from lightning_compress.measure import check_runtime
+from lightning_compress.plan import KeepIndices
+from lightning_compress.pruning.evidence import WEIGHTS_ONLY, Criterion
+from lightning_compress.pruning.evidence_callback import EvidenceCallback
+from lightning_compress.pruning.latency_target import UNIT, LatencyCount, learn_alignment
+from lightning_compress.pruning.neuron_evidence import evidence_of_group, observed_layers, weight_names
+from lightning_compress.pruning.neurons import (
+    COUNTS,
+    Count,
+    Selection,
+    calibration_loss,
+    compared_among_alike,
+    judge,
+    select,
 )
+from lightning_compress.random_states import isolated_random_states
+from lightning_compress.surgery import Groups, InputStatistics, find_groups
+from lightning_compress.surgery.compensation import compensation, write_
 from lightning_compress.surgery.targets import refuse_text
-from lightning_compress.surgery.tracing import call_with_batch
-from lightning_compress.training import GradualCallback, Recovery, Schedule
+from lightning_compress.training import Recovery, Schedule
 from lightning_compress.training.schedule import Shape
 
-LEAST_BATCHES = 50
-"""Training batches that statistics rest on at least; or one epoch, or the time between two cuts, if that is less."""
 
-
-class NeuronPruning(GradualCallback):
+class NeuronPruning(EvidenceCallback):
     """Takes neurons of Linear layers and channels of convolutions out of the network, in cuts, while it trains.
 
     The network really shrinks: parameters, buffers and optimizer state are cut along, DDP is wrapped anew, and every
@@ -40,9 +41,13 @@ class NeuronPruning(GradualCallback):
     its neurons is refused before anything is touched.
 
     Args:
-        amount: share to take away, in [0, 1).
+        amount: share to take away, in [0, 1); or give ``speedup``.
         of: what the share is counted in: "channels", "params" or "macs" of the network as it was at the first cut. The
             nearest reachable number counts as met.
+        speedup: how many times as fast as before the first cut the network shall be, above 1: measured, side by side
+            with the uncut network; the smallest excess that the widths allow counts as met.
+        runtime: where it is measured: "eager" or "onnxruntime" (fp32).
+        batch_size: samples at a time when it is measured.
         criterion: name of a function in ``pruning/criteria``, or any callable.
         schedule: name of a shape, a callable or a :class:`~lightning_compress.training.Schedule`.
         recover: a :class:`~lightning_compress.training.Recovery`: the next cut waits until the metric is back.
@@ -50,6 +55,14 @@ class NeuronPruning(GradualCallback):
             cut; None gathers them from the training passes, for free.
         exclude: layers to leave alone, or modules with all their layers.
         min_channels: neurons that each layer keeps at least.
+        round_to: what a layer keeps is rounded up to a multiple of this; "auto" learns, for a ``speedup``, which one
+            the machine likes, and rounds nothing otherwise.
+        compensate: refit what is left of the next layers' weights, and BatchNorm statistics, on ``data`` or the batch
+            at hand, wherever that lowers the loss there.
+        isomorphic: compare neurons only with those of layers of the same kind and shape, in equal shares (Fang et al.,
+            "Isomorphic Pruning for Vision Models", ECCV 2024).
+        approximate: take neurons out, too, that a LayerNorm or a GroupNorm of one group averages over, which no cut
+            can do exactly; the Journal names those norms.
         max_step: largest share of what is left that one cut takes; None is 20 %.
         name: distinguishes two of them in a Trainer.
 
@@ -66,40 +79,62 @@ class NeuronPruning(GradualCallback):
 
     def __init__(
         self,
-        amount: float,
+        amount: float | None = None,
         *,
         of: str = "channels",
+        speedup: float | None = None,
+        runtime: str = "eager",
+        batch_size: int = 1,
         criterion: str | Criterion = "magnitude",
         schedule: str | Shape | Schedule = "iterative",
         recover: Recovery | Mapping[str, Any] | None = None,
         data: Iterable[Any] | None = None,
         exclude: Sequence[str] = (),
         min_channels: int = 1,
+        round_to: int | str = "auto",
+        compensate: bool = True,
+        isomorphic: bool = False,
+        approximate: bool = False,
         max_step: float | None = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(amount, schedule=schedule, recover=recover, max_step=max_step, name=name)
+        self.round_to = round_to
+        super().__init__(
+            _share(amount, speedup),
+            criterion=criterion,
+            data=data,
+            schedule=schedule,
+            recover=recover,
+            max_step=max_step,
+            name=name,
+        )
         if of not in COUNTS:
             raise CompressionError(f"NeuronPruning(of={of!r}). {did_you_mean(of, COUNTS)}")
         if min_channels < 1:
             raise CompressionError(f"NeuronPruning(min_channels={min_channels}): a layer keeps at least one neuron.")
-        if isinstance(data, Iterator):
-            raise CompressionError("NeuronPruning(data=...): every cut reads it anew; give a loader or a list.")
+        if self.needs & WEIGHTS_ONLY:
+            raise CompressionError(
+                f"The criterion {criterion!r} judges single weights, not neurons: use it with WeightPruning."
+            )
         refuse_text(exclude, "exclude")
-        self.of = of
+        if not (round_to == "auto" or (type(round_to) is int and round_to >= 1)):
+            raise CompressionError(f'NeuronPruning(round_to={round_to!r}): a whole number from 1, or "auto".')
+        if batch_size < 1:
+            raise CompressionError(f"NeuronPruning(batch_size={batch_size}): at least one sample is timed.")
+        if speedup is not None:
+            check_runtime(runtime)
+        self.of = of if speedup is None else "latency"
+        self.runtime, self.batch_size = runtime, batch_size
+        self.compensate, self.isomorphic, self.approximate = compensate, isomorphic, approximate
         self.min_channels = min_channels
-        self._criterion: Criterion = resolve(criterion, "lightning_compress.pruning.criteria")
-        self._data = data
         self._exclude = tuple(exclude)
-        self._collector: StatisticsCollector | None = None
 
     def start_over(self) -> None:
-        """Forget the reference count and the statistics too."""
+        """Forget the reference count too."""
         super().start_over()
         self._base: int | None = None
-        self._collected: dict[str, Any] | None = None
+        self._multiple = self.round_to if isinstance(self.round_to, int) else 1
         self._left_alone: tuple[str, ...] = ()
-        self._gathered, self._since = 0, 0.0
 
     @property
     def quantity(self) -> str:
@@ -107,54 +142,27 @@ class NeuronPruning(GradualCallback):
         return f"{self.of} removed"
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """See that the amount can be reached; begin to gather what the criterion needs."""
+        """See that the amount can be reached."""
         super().on_train_start(trainer, pl_module)
         groups = self._groups()
         if self._base is None:
             everything = {group.name: torch.arange(group.size) for group in groups}
-            self._base = self._count().after(groups, everything)
+            self._base = UNIT if self.of == "latency" else self._count().after(groups, everything)
+            if self.of == "latency" and self.round_to == "auto":
+                self._multiple = self.session.from_first(lambda: self._learn(groups))
+                self.session.write("decision", f"{self.state_key}: widths are rounded to {self._multiple}")
             self._choose(groups, {group.name: torch.zeros(group.size) for group in groups}, self.final)
+            for group in groups:
+                if group.norms:
+                    text = f"taking neurons out of {group.name} is an approximation: {', '.join(group.norms)} average"
+                    self.session.write("decision", f"{self.state_key}: {text} over them")
             for layer, reason in groups.skipped.items():
                 self.session.write("decision", f"{self.state_key}: {layer} is left alone: {reason}")
-        if needs_of(self._criterion) and self._data is None:
-            self._collect(groups)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Count the batches that the statistics rest on."""
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        self._gathered += 1
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Statistics are of training data only."""
-        if self._collector is not None:
-            self._collector.enabled = False
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Go on gathering."""
-        super().on_validation_end(trainer, pl_module)
-        if self._collector is not None:
-            self._collector.enabled = True
-
-    @property
-    def ready(self) -> bool:
-        """Whether what the criterion needs has been gathered over enough batches since the last cut."""
-        trainer = self.session.trainer
-        if self._collector is None or trainer is None:
-            return True
-        between = min((two.time - one.time for one, two in pairwise(self._targets)), default=float("inf"))
-        late = self.session.time - self._since >= between - 1e-9
-        return self._gathered > 0 and (late or self._gathered >= min(LEAST_BATCHES, trainer.num_training_batches))
-
-    def release(self) -> None:
-        """Take the hooks off the layers."""
-        if self._collector is not None:
-            self._collector.detach()
-            self._collected = self._collector.state_dict()
-            self.session.record.followers.remove(self._collector)
-            self._collector = None
-        super().release()
+    def observed(self) -> tuple[Collection[str], Collection[str]]:
+        """The layers that the evidence is of, and the weights that make the neurons."""
+        groups = self._groups()
+        return observed_layers(groups, self.needs), weight_names(groups)
 
     def cut(self, target: float) -> float:
         """Take out the neurons of least importance; process 0 decides for all."""
@@ -167,32 +175,30 @@ class NeuronPruning(GradualCallback):
         if selection.edit is not None:
             removed = ", ".join(f"{number} of {name}" for name, number in selection.removed.items())
             text = f"took out {sum(selection.removed.values())} neurons: {removed}"
+            self._compensate(selection.edit)
             self.session.apply(selection.edit)
             self.session.write("decision", text)
-        if self._collector is not None:
-            self._collector.reset()
-            self._gathered, self._since = 0, self.session.time
+        self.forget_evidence()
         return selection.reached
 
     def get_compression_state(self) -> dict[str, Any]:
-        """The reference count and the statistics too."""
-        collected = self._collected if self._collector is None else self._collector.state_dict()
-        own: dict[str, Any] = {"base": self._base, "statistics": collected, "left_alone": self._left_alone}
-        own.update(gathered=self._gathered, since=self._since)
-        return {**super().get_compression_state(), **own}
+        """The reference count too."""
+        return {**super().get_compression_state(), **self._own_state()}
+
+    def _own_state(self) -> dict[str, Any]:
+        return {"base": self._base, "left_alone": self._left_alone, "multiple": self._multiple}
 
     def set_compression_state(self, state: dict[str, Any]) -> None:
-        """The reference count and the statistics too."""
+        """The reference count too."""
         super().set_compression_state(state)
-        self._base, self._gathered, self._since = state["base"], state["gathered"], state["since"]
-        self._collected, self._left_alone = state["statistics"], tuple(state["left_alone"])
-        if self._collector is not None and self._collected is not None:
-            self._collector.load_state_dict(self._collected)
+        self._base, self._left_alone = state["base"], tuple(state["left_alone"])
+        self._multiple = state["multiple"]
 
     def _selection(self, target: float) -> tuple[Groups, Selection]:
         groups = self._groups()
-        statistics = self._statistics(groups)
-        return groups, self.session.from_first(lambda: self._decide(groups, statistics, target))
+        statistics = self.input_statistics(observed_layers(groups, self.needs))
+        gradients = self.gradient_evidence(weight_names(groups))
+        return groups, self.session.from_first(lambda: self._decide(groups, statistics, gradients, target))
 
     def _refused_by_proof(self, groups: Groups, selection: Selection) -> tuple[str, ...]:
         """Layers of the selection that cannot be cut by themselves; empty if the whole selection can be made.
@@ -203,14 +209,14 @@ class NeuronPruning(GradualCallback):
         if selection.edit is None:
             return ()
         try:
-            self.session.prove(selection.edit)
+            self.session.prove(selection.edit, _norms(groups))
         except CompressionError:
             refused = []
             for group in groups:
                 kept = selection.kept[group.name]
                 if kept.numel() < group.size:
                     try:
-                        self.session.prove(group.keep(kept))
+                        self.session.prove(group.keep(kept), group.norms)
                     except CompressionError:
                         refused.append(group.name)
             if not refused:
@@ -220,13 +226,20 @@ class NeuronPruning(GradualCallback):
 
     # -- deciding -----------------------------------------------------------------------------------------------------
 
-    def _decide(self, groups: Groups, statistics: Mapping[str, InputStatistics], target: float) -> Selection:
+    def _decide(
+        self,
+        groups: Groups,
+        statistics: Mapping[str, InputStatistics],
+        gradients: Mapping[str, Mapping[str, Tensor]],
+        target: float,
+    ) -> Selection:
         scores = {}
         with isolated_random_states():
             for group in groups:
-                zeros = group_zero_share(group, statistics) if needs_of(self._criterion) else None
-                evidence = Evidence(group.name, weights_of_units(self.session.module, group), zeros, of_neurons=True)
+                evidence = evidence_of_group(self.session.module, group, self.needs, statistics, gradients)
                 scores[group.name] = judge(self._criterion, evidence)
+        if self.isomorphic:
+            scores = compared_among_alike(self.session.module, groups, scores)
         return self._choose(groups, scores, target)
 
     def _choose(self, groups: Groups, scores: Mapping[str, Tensor], target: float) -> Selection:
@@ -239,11 +252,46 @@ class NeuronPruning(GradualCallback):
             base=self._base,
             target=target,
             min_channels=self.min_channels,
+            round_to=self._multiple,
+            at_least=self.of == "latency",
         )
+
+    def _compensate(self, edit: KeepIndices) -> None:
+        """Write what makes up for ``edit`` into the network, if that lowers the loss behind it."""
+        if self.compensate:
+            values, before, after = self.session.from_first(lambda: self._repaired(edit))
+            if values:
+                write_(self.session.module, values)
+                text = f"compensated {len(values)} tensors: calibration loss {before:.4g} -> {after:.4g}"
+                self.session.write("decision", f"{self.state_key}: {text}", before=before, after=after)
+
+    def _repaired(self, edit: KeepIndices) -> tuple[dict[str, Tensor], float, float]:
+        """What makes up for ``edit``, and the calibration loss without and with it; nothing if it does not help."""
+        module = self.session.module
+        given = [] if self._data is None else [self.losses()]
+        for losses in (*given, [self._loss(self._batch)] if self._batch is not None else []):
+            try:
+                before = calibration_loss(module, edit, {}, losses)
+                values = compensation(module, edit, losses)
+                after = calibration_loss(module, edit, values, losses)
+            except (
+                Exception
+            ) as error:  # data of inputs alone, which training_step cannot take; the batch at hand is left
+                reason = str(error).partition(chr(10))[0]
+                self.session.write("decision", f"{self.state_key}: nothing is compensated on these data: {reason}")
+            else:
+                return (values if after < before else {}), before, after
+        return {}, 0.0, 0.0
+
+    def _learn(self, groups: Groups) -> int:
+        macs = Count(self.session.module, self.session.tracing, "macs")
+        count = self._count()
+        assert isinstance(count, LatencyCount)
+        return learn_alignment(count, macs, groups, share=self.final)
 
     def _groups(self) -> Groups:
         exclude = (*self._exclude, *self._left_alone)
-        groups = find_groups(self.session.module, self.session.tracing, exclude=exclude)
+        groups = find_groups(self.session.module, self.session.tracing, exclude=exclude, approximate=self.approximate)
         if not len(groups):
             reasons = "; ".join(f"{layer}: {reason}" for layer, reason in groups.skipped.items())
             raise CompressionError(
@@ -251,32 +299,25 @@ class NeuronPruning(GradualCallback):
             )
         return groups
 
-    def _count(self) -> Count:
+    def _count(self) -> Count | LatencyCount:
+        if self.of == "latency":
+            return LatencyCount(
+                self.session.module, self.session.tracing, runtime=self.runtime, batch_size=self.batch_size
+            )
         return Count(self.session.module, self.session.tracing, self.of)
 
-    # -- statistics ---------------------------------------------------------------------------------------------------
 
-    def _collect(self, groups: Groups) -> None:
-        self._collector = StatisticsCollector(self.session.module, _consumers(groups))
-        self._collector.attach()
-        self.session.record.followers.append(self._collector)
-        if self._collected is not None:
-            self._collector.load_state_dict(self._collected)
-
-    def _statistics(self, groups: Groups) -> Mapping[str, InputStatistics]:
-        if not needs_of(self._criterion):
-            return {}
-        if self._collector is not None:
-            return self._collector.all_reduce()
-        module, where = self.session.module, self.session.tracing.module
-
-        def run(root: nn.Module, batch: Any) -> object:
-            batch = module.transfer_batch_to_device(batch, module.device, 0)
-            return call_with_batch(root.get_submodule(where), batch)
-
-        assert self._data is not None
-        return gather(module, self._data, _consumers(groups), forward=run)
+def _share(amount: float | None, speedup: float | None) -> float:
+    """The share of channels, or of time, that is to be gone."""
+    if (amount is None) == (speedup is None):
+        raise CompressionError("NeuronPruning takes either an amount, such as 0.5, or a speedup, such as 2.0.")
+    if speedup is None:
+        assert amount is not None
+        return amount
+    if not speedup > 1:
+        raise CompressionError(f"NeuronPruning(speedup={speedup}): 2.0 is twice as fast; it has to be above 1.")
+    return 1 - 1 / speedup
 
 
-def _consumers(groups: Groups) -> list[str]:
-    return sorted({consumer for group in groups for consumer in group.consumers})
+def _norms(groups: Groups) -> tuple[str, ...]:
+    return tuple({norm for group in groups for norm in group.norms})

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from math import prod
+from math import isfinite, prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,13 @@ from torch.nn.utils.rnn import pad_sequence
 from lightning_compress.errors import CompressionError
 from lightning_compress.measure import measure
 from lightning_compress.plan import KeepIndices
-from lightning_compress.plan.edits import first_names
+from lightning_compress.plan.edits import first_names, named_tensors
 from lightning_compress.pruning.evidence import Criterion, Evidence
-from lightning_compress.surgery import Group, TracingInput, merge, private_copy
-from lightning_compress.surgery.ports import input_dim
+from lightning_compress.random_states import isolated_random_states
+from lightning_compress.surgery import Group, TracingInput, evaluation_mode, merge, private_copy
+from lightning_compress.surgery.compensation import write_
+from lightning_compress.surgery.ports import CONVOLUTIONS
+from lightning_compress.surgery.verification import evaluate
 
 COUNTS = ("channels", "params", "macs")
 """What an amount of neurons can be counted in."""
@@ -40,16 +44,20 @@ class Selection:
     kept: dict[str, Tensor]
 
 
-def weights_of_units(module: nn.Module, group: Group) -> Tensor:
-    """The weights that make each unit of ``group``, in fp32, shape (units, weights of each)."""
-    names = first_names(module)
+def weights_of_units(module: nn.Module, group: Group, values: Mapping[str, Tensor] | None = None) -> Tensor:
+    """The weights that make each unit of ``group``, in fp32, shape (units, weights of each).
+
+    Args:
+        module: the network.
+        group: the units.
+        values: parameter -> tensor of its shape to take in the weights' place (gradients and the like).
+    """
+    tensors = values if values is not None else named_tensors(module)
     units = {(part.tensor, part.dim): part.units for part in group.coupled}
     columns = []
-    for name in group.producers:
-        layer = module.get_submodule(name)
-        weight, dim = layer.get_parameter("weight").detach(), 1 - input_dim(layer)
-        rows = weight.float().movedim(dim, 0).flatten(1)
-        columns.append(_rows(rows, units[names[id(layer.weight)], dim].to(rows.device), group.size))
+    for name, dim in (row for rows in group.rows.values() for row in rows):  # a tied weight once for each layer
+        rows = tensors[name].detach().float().movedim(dim, 0).flatten(1)
+        columns.append(_rows(rows, units[name, dim].to(rows.device), group.size))
     return torch.cat(columns, dim=1)
 
 
@@ -79,6 +87,36 @@ def judge(criterion: Criterion, evidence: Evidence) -> Tensor:
     return scores.cpu()
 
 
+def compared_among_alike(module: nn.Module, groups: Sequence[Group], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scores as ranks, in (0, 1), among all neurons of groups whose producers are of the same kinds and widths."""
+    classes: dict[tuple[object, ...], list[str]] = {}
+    for group in groups:
+        kinds = tuple(sorted({type(module.get_submodule(name)).__name__ for name in group.producers}))
+        classes.setdefault((kinds, group.size), []).append(group.name)
+    ranked: dict[str, Tensor] = {}
+    for names in classes.values():
+        together = torch.cat([scores[name] for name in names])
+        order = together.argsort(stable=True)
+        ranks = torch.empty_like(together).index_copy_(0, order, torch.arange(len(order)).to(together) + 0.5)
+        shares = torch.split(ranks / len(order), [len(scores[name]) for name in names])
+        ranked |= dict(zip(names, shares, strict=True))
+    return {group.name: ranked[group.name] for group in groups}
+
+
+@torch.no_grad()
+def calibration_loss(
+    module: nn.Module, edit: KeepIndices, values: Mapping[str, Tensor], losses: Sequence[Callable[[nn.Module], Tensor]]
+) -> float:
+    """The mean loss of a copy with these values, behind the edit; infinite where it is not finite or there is none."""
+    copy = private_copy(module)
+    write_(copy, values)
+    edit.apply(copy)
+    with evaluation_mode(copy), isolated_random_states():
+        found = [float(loss(copy)) for loss in losses]
+    mean = sum(found) / len(found) if found else float("inf")
+    return mean if isfinite(mean) else float("inf")
+
+
 class Count:
     """How much of a network there is, in channels, params or macs, now and after a cut.
 
@@ -93,20 +131,24 @@ class Count:
         self._sizes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
         self._tracing = tracing
         self._copy = private_copy(module) if of == "macs" else None
+        self._uses = {} if self._copy is None else _uses_of_weights(self._copy, tracing)
+        whole = 0 if self._copy is None else macs(self._copy, tracing)
+        self._by_layers = whole == sum(uses * prod(self._sizes[name]) for name, uses in self._uses.items())
 
     def after(self, groups: Sequence[Group], kept: Mapping[str, Tensor]) -> int:
         """The count once only ``kept`` units of each group are left."""
         if self._of == "channels":
             return sum(kept[group.name].numel() for group in groups)
         edit = edit_for(groups, kept)
-        return self._parameters(edit) if self._copy is None else self._macs(self._copy, edit)
-
-    def _parameters(self, edit: KeepIndices | None) -> int:
+        if self._copy is not None and not self._by_layers:
+            return self._macs(self._copy, edit)
         sizes = {name: list(shape) for name, shape in self._sizes.items()}
         for part in edit.slices if edit is not None else ():
             if part.tensor in sizes:
                 sizes[part.tensor][part.dim] = part.kept.numel()
-        return sum(prod(shape) for shape in sizes.values())
+        if self._copy is None:
+            return sum(prod(shape) for shape in sizes.values())
+        return sum(uses * prod(sizes[name]) for name, uses in self._uses.items())
 
     def _macs(self, network: nn.Module, edit: KeepIndices | None) -> int:
         if edit is None:
@@ -116,6 +158,28 @@ class Count:
             return macs(network, self._tracing)
         finally:
             inverse.apply(network)
+
+
+def _uses_of_weights(network: nn.Module, tracing: TracingInput) -> dict[str, int]:
+    """How often the traced call multiplies with each entry of a weight of a Linear or convolution."""
+    names, uses = first_names(network), dict[str, int]()
+
+    def look(layer: Any, args: tuple[Any, ...], output: Tensor) -> None:
+        across = args[0].numel() // layer.in_channels if getattr(layer, "transposed", False) else None
+        made = layer.weight.shape[0]
+        name = names[id(layer.weight)]
+        uses[name] = uses.get(name, 0) + (output.numel() // made if across is None else across)
+
+    layers = [layer for layer in network.modules() if isinstance(layer, (nn.Linear, *CONVOLUTIONS))]
+    handles = [layer.register_forward_hook(look) for layer in layers if isinstance(layer.weight, nn.Parameter)]
+    try:
+        evaluate(network, tracing)
+    except Exception:  # counted operation by operation instead
+        return {}
+    finally:
+        for handle in handles:
+            handle.remove()
+    return uses
 
 
 def macs(module: nn.Module, tracing: TracingInput) -> int:
@@ -135,15 +199,27 @@ def select(
     base: int,
     target: float,
     min_channels: int = 1,
+    round_to: int = 1,
+    at_least: bool = False,
 ) -> Selection:
     """The lowest-scored neurons whose removal comes nearest to ``target``, the share of ``base`` that is to be gone.
 
     Each group keeps at least ``min_channels``. Ties fall to the earlier neuron.
 
+    Args:
+        groups: of the network.
+        scores: group -> importance of its neurons.
+        count: how much there is once only these neurons are left.
+        base: how much there was at first.
+        target: share of ``base``.
+        min_channels: neurons that a group keeps.
+        round_to: what a group keeps is rounded up to a multiple of this, or to all that it has.
+        at_least: meet the target with the smallest excess rather than from whichever side is nearer.
+
     Raises:
         CompressionError: even the largest possible cut stays short of the target.
     """
-    queue = _Queue(groups, scores, min_channels)
+    queue = _Queue(groups, scores, min_channels, round_to)
 
     @cache
     def gone(number: int) -> float:
@@ -161,6 +237,7 @@ def select(
         middle = (low + high) // 2
         low, high = (middle, high) if gone(middle) < target else (low, middle)
     best = min((low, high), key=lambda number: abs(gone(number) - target))
+    best = high if at_least and gone(low) < target else best
     kept = queue.kept(best)
     removed = {group.name: group.size - kept[group.name].numel() for group in groups}
     removed = {name: number for name, number in removed.items() if number}
@@ -188,7 +265,10 @@ def _rows(matrix: Tensor, units: Tensor, size: int) -> Tensor:
 class _Queue:
     """Neurons in the order in which they go; each group's best ``min_channels`` are not among them."""
 
-    def __init__(self, groups: Sequence[Group], scores: Mapping[str, Tensor], min_channels: int) -> None:
+    def __init__(
+        self, groups: Sequence[Group], scores: Mapping[str, Tensor], min_channels: int, round_to: int = 1
+    ) -> None:
+        self._round_to = round_to
         orders = [scores[group.name].argsort(stable=True)[: max(group.size - min_channels, 0)] for group in groups]
         order = torch.cat([scores[group.name][one] for group, one in zip(groups, orders, strict=True)]).argsort(
             stable=True
@@ -205,7 +285,10 @@ class _Queue:
         owners, units = self._owners[:number], self._units[:number]
         kept = {}
         for position, (name, size) in enumerate(self._sizes.items()):
-            stays = torch.ones(size, dtype=torch.bool).index_fill_(0, units[owners == position], False)
+            gone = units[owners == position]
+            surplus = -(size - len(gone)) % self._round_to
+            gone = gone[: max(0, len(gone) - surplus)]  # in the order in which they go
+            stays = torch.ones(size, dtype=torch.bool).index_fill_(0, gone, False)
             kept[name] = torch.nonzero(stays).flatten()
         return kept
 

@@ -50,6 +50,28 @@ def spread(levels: Tensor, assignment: Tensor) -> Tensor:
     return table[assignment.long()]
 
 
+def shared_values(weights: Tensor, clusters: int) -> Codebook | None:
+    """The codebook of a tensor that shares at most ``clusters`` values already, as one from a file does; else None.
+
+    Raises:
+        CompressionError: a number of clusters out of range.
+
+    >>> shared_values(torch.tensor([0.0, 0.5, -1.0, 0.5]), 2).levels
+    tensor([-1.0000,  0.5000])
+    >>> shared_values(torch.tensor([0.0, 0.5, -1.0, 0.25]), 3) is None
+    True
+    """
+    check_clusters(clusters)
+    weights = weights.detach()
+    alive = weights[weights != 0]
+    levels: Tensor = torch.unique(alive)  # rising
+    if not bool(levels.isfinite().all()) or not 0 < len(levels) <= min(clusters, alive.numel() - 1):
+        return None
+    assignment = torch.zeros(weights.shape, dtype=torch.int16, device=weights.device)
+    assignment[weights != 0] = (torch.searchsorted(levels, alive) + 1).to(torch.int16)
+    return Codebook(levels, assignment)
+
+
 def share_weights(
     weights: Tensor, clusters: int, *, init: str | Initialisation = "optimal", importance: Tensor | None = None
 ) -> Codebook:

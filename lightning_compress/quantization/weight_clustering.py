@@ -22,6 +22,7 @@ from lightning_compress.quantization.kmeans import (
     check_clusters,
     nearest,
     share_weights,
+    shared_values,
 )
 from lightning_compress.quantization.overlap import refuse_overlap
 from lightning_compress.quantization.shared_weights import SharedWeights
@@ -40,9 +41,10 @@ class WeightClustering(GradualCallback):
     """Lets the weights of a layer share a few values, and trains the values by the summed gradient of their members.
 
     The parameters stay plain and hold the shared values themselves, so the model file finds few distinct ones. Exact
-    zeros (of pruning) stay zeros and need no cluster. After each optimizer step weights are overwritten by their level;
-    whatever the user's optimizer does to single weights is forgotten. Han, Mao and Dally, "Deep Compression", ICLR
-    2016.
+    zeros (of pruning) stay zeros and need no cluster. A weight that shares at most ``clusters`` values already, such as
+    one that was loaded from a file, keeps them as its codebook. After each optimizer step weights are overwritten by
+    their level; whatever the user's optimizer does to single weights is forgotten. Han, Mao and Dally, "Deep
+    Compression", ICLR 2016.
 
     With ``objective="rate"`` a weight goes where distortion plus ``rate`` times code length is least, exact zero
     included (:func:`~lightning_compress.quantization.entropy_constrained`); ``clusters`` is then the most levels.
@@ -53,8 +55,8 @@ class WeightClustering(GradualCallback):
         init: where k-means begins: name of a function in ``quantization/initialisations`` or any callable.
         objective: "mse" or "rate".
         rate: price of a bit for "rate", in units of squared weight (times importance, whose mean is 1).
-        first_rate: price of a bit when the layers are clustered; with each refresh it rises, evenly in its logarithm, to
-            ``rate`` at four fifths of the fit. None: ``rate`` from the beginning.
+        first_rate: price of a bit when the layers are clustered; with each refresh it rises, evenly in its logarithm,
+            to ``rate`` at four fifths of the fit. None: ``rate`` from the beginning.
         importance: what a squared error costs: None is the same everywhere; "gradients" is the mean squared gradient
             over the steps before ``start``, at least 20.
         refresh: epochs after which weights may change their level, from where they would be had each been trained by
@@ -244,7 +246,10 @@ class WeightClustering(GradualCallback):
         importance = None if self._importance is None else self._importance.of(name, weight)
         clusters = self._clusters_of(name)
         try:
-            if self._rate is None:
+            book = shared_values(weight, clusters)
+            if book is not None:
+                pass  # from a file, or of an earlier fit: what is shared stays shared
+            elif self._rate is None:
                 book = share_weights(weight, clusters, init=self._init, importance=importance)
             else:
                 book = entropy_constrained(

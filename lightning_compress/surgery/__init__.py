@@ -4,7 +4,7 @@ from lightning_compress.surgery.batch_norm import fold_batchnorm_, recalibrate_b
 from lightning_compress.surgery.dependencies import find_groups
 from lightning_compress.surgery.groups import Counted, Coupled, Group, Groups, merge
 from lightning_compress.surgery.input_statistics import InputStatistics
-from lightning_compress.surgery.statistics import StatisticsCollector, gather, group_zero_share
+from lightning_compress.surgery.statistics import StatisticsCollector, gather, group_zero_share, per_unit
 from lightning_compress.surgery.targets import find_weights, refuse_text
 from lightning_compress.surgery.tracing import TracingInput, capture, evaluation_mode, private_copy
 from lightning_compress.surgery.verification import mask_removed_, verify_edit
@@ -26,6 +26,7 @@ __all__ = [
     "group_zero_share",
     "mask_removed_",
     "merge",
+    "per_unit",
     "private_copy",
     "recalibrate_batchnorm_",
     "refuse_text",

@@ -1,41 +1,58 @@
-"""Finding groups: Torch-Pruning says what hangs together in a network, a trial cut on a copy whether that is right."""
+"""Finding groups: units are followed through one run of the network, and a trial cut on a copy shows who is right."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import torch
-import torch_pruning
 from torch import Tensor, nn
 
 from lightning_compress.errors import CompressionError, did_you_mean
-from lightning_compress.plan.edits import named_tensors
+from lightning_compress.plan.edits import first_names, named_tensors
 from lightning_compress.random_states import isolated_random_states
 from lightning_compress.surgery.groups import Counted, Coupled, Group, Groups, merge
-from lightning_compress.surgery.ports import Port, is_layer, port
-from lightning_compress.surgery.tracing import TracingInput, exact_arithmetic, float32, private_copy, tensors_in
+from lightning_compress.surgery.labels import Labels
+from lightning_compress.surgery.layer_rules import NOT_EXACT, Axis, LayerAxes, Watch, rule_for
+from lightning_compress.surgery.ports import is_layer
+from lightning_compress.surgery.tracing import (
+    TracingInput,
+    evaluation_mode,
+    exact_arithmetic,
+    float32,
+    private_copy,
+    tensors_in,
+)
+from lightning_compress.surgery.unit_tracer import LARGEST, UnitTracer, parameter_labels
 from lightning_compress.surgery.verification import accepted, verify_edit
 
-Axis = tuple[str, int | str]
-"""A tensor and one of its dimensions, or a module and one of its attributes."""
+HEADS = ("num_heads", "n_heads", "n_head", "heads", "nhead", "num_attention_heads")
+"""Attributes in which modules of attention count their heads."""
+WIDTHS = ("inner_dim", "all_head_size", "embed_dim", "hidden_size", "dim")
+"""Attributes in which they count the entries of all heads together."""
 
 
-def find_groups(root: nn.Module, tracing: TracingInput, *, exclude: Collection[str] = ()) -> Groups:
+def find_groups(
+    root: nn.Module, tracing: TracingInput, *, exclude: Collection[str] = (), approximate: bool = False
+) -> Groups:
     """The groups of units that can be taken out of the network; ``root`` is not touched.
 
-    Covers Linear, convolutions (transposed and depthwise too), BatchNorm, InstanceNorm, PReLU and embeddings through
-    flattening, residual additions, concatenation and tied weights. Each group is tried out on a copy with general
-    weights (constant tensors, such as a fresh BatchNorm's, made random): one that fails :func:`verify_edit` is left
-    out. So are units that reach the outputs of the call or a bare ``nn.Parameter``, channels of grouped convolutions,
-    and channels that a LayerNorm or GroupNorm averages over. The structure comes from Torch-Pruning: Fang et al.,
-    "DepGraph: Towards Any Structural Pruning", CVPR 2023.
+    The network runs once, on a copy, and the units of every layer are followed through all that happens to them:
+    what only moves entries (views, concatenation, channel shuffles, windows) moves their labels, what combines entries
+    (residual sums, gates, attention) joins them. So covered are Linear, convolutions (transposed, grouped and
+    depthwise), recurrent layers, norms, PReLU, embeddings, whole heads of attention, and parameters of no layer, such
+    as a layer scale. Of a GroupNorm whole groups of channels go, which is exact.
+
+    Each group is tried out on a copy with general weights (constant tensors, such as a fresh BatchNorm's, made
+    random): one that fails :func:`verify_edit` is left out. So are units that reach the outputs of the call.
 
     Args:
         root: the network or the LightningModule around it; all names are relative to it.
         tracing: a call that runs the network.
         exclude: layers, or modules with all their layers, whose outputs stay.
+        approximate: find groups, too, that a LayerNorm, an RMSNorm or a GroupNorm of one group averages over, though
+            taking out of them changes the norm's statistics; :attr:`Group.norms` has their names.
 
     Returns:
         The groups, in the order of their first layers in ``named_modules``; ``skipped`` has the reason for all others.
@@ -50,18 +67,23 @@ def find_groups(root: nn.Module, tracing: TracingInput, *, exclude: Collection[s
     """
     _check_exclude(root, exclude)
     network, tracing = private_copy(root).float(), tracing.map(float32)
-    links = _Links(network)
-    links.add_all(_trace(network, tracing))
-    for name in links.layers:
-        if any(name == excluded or name.startswith(f"{excluded}.") for excluded in exclude):
-            links.refuse(name, "it is excluded")
-    groups, skipped = links.groups()
-    network.requires_grad_(False)
-    _make_general_(network)
+    layers = [name for name, module in network.named_modules() if is_layer(module)]
+    excluded = {name for name in layers if any(name == one or name.startswith(f"{one}.") for one in exclude)}
+    groups, skipped = _Families(network, *_follow(network, tracing), excluded, approximate).groups()
+    _make_general_(network.requires_grad_(False))
+    groups = [_counting_heads(network, group, tracing) for group in groups]
     sound, reasons = accepted(groups, lambda some: _trial(network, some, tracing))
-    for position, reason in reasons.items():
-        skipped.update(dict.fromkeys(groups[position].producers, reason))
-    return Groups(sound, {name: skipped[name] for name in links.layers if name in skipped})
+    failed = {layer: why for position, why in reasons.items() for layer in groups[position].producers}
+    if failed:  # perhaps the parts of what is split evenly have to stay alike
+        again, _ = _Families(network, *_follow(network, tracing, even=True), excluded, approximate).groups()
+        again = [group for group in again if failed.keys() >= set(group.producers)]
+        proved, _ = accepted(again, lambda some: _trial(network, [*sound, *some], tracing))
+        sound += proved
+        failed = {layer: why for layer, why in failed.items() if not any(layer in one.producers for one in proved)}
+    skipped.update(failed)
+    order = {name: place for place, name in enumerate(layers)}
+    sound.sort(key=lambda group: order[group.name])
+    return Groups(sound, {name: skipped[name] for name in layers if name in skipped})
 
 
 def _check_exclude(root: nn.Module, exclude: Collection[str]) -> None:
@@ -73,187 +95,221 @@ def _check_exclude(root: nn.Module, exclude: Collection[str]) -> None:
             raise CompressionError(f"exclude: no module is called {name!r}. {did_you_mean(name, filter(None, known))}")
 
 
-def _trace(network: nn.Module, tracing: TracingInput) -> torch_pruning.DependencyGraph:
-    """The dependency graph; changes ``network``, which is a copy: everything evaluates and wants gradients."""
-    for parameter in network.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
+def _follow(network: nn.Module, tracing: TracingInput, *, even: bool = False) -> tuple[LayerAxes, set[str]]:
+    """Run the network and follow the units; also the names of the layers that ran.
 
-    def outputs(result: object) -> list[Tensor]:
-        # a node of its own for each output, also where a layer's output is the network's
-        return [output.clone() for output in tensors_in(result) if output.grad_fn is not None]
-
+    Args:
+        network: a copy without hooks, in single precision.
+        tracing: likewise.
+        even: where units are split into parts of equal length (chunks, a channel shuffle), those at the same place
+            of each part are one unit.
+    """
+    labels = Labels()
+    axes = LayerAxes(network, labels, first_names(network))
+    known = {
+        id(tensor): parameter_labels(labels, tensor)
+        for tensor in _tensors_of_no_layer(network)
+        if tensor.is_floating_point() and tensor.dim() > 0 and tensor.numel() <= LARGEST
+    }
+    tracer = UnitTracer(labels, known, even=even)
+    watch = Watch(axes, tracer)
+    watch.attach(network)
+    fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
-        with torch.inference_mode(False), torch.enable_grad(), isolated_random_states(), exact_arithmetic(network):
-            return torch_pruning.DependencyGraph().build_dependency(
-                network, (), forward_fn=lambda copy, _: tracing.run(copy), output_transform=outputs, verbose=False
-            )
+        torch.backends.mha.set_fastpath_enabled(False)
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            isolated_random_states(),
+            evaluation_mode(network),
+            exact_arithmetic(network),
+            tracer,
+        ):
+            try:
+                outputs = list(tensors_in(tracing.run(network)))
+            finally:
+                while tracer.inside:  # a layer failed
+                    tracer.resume()
     except Exception as error:
         raise CompressionError(
             f"{type(network).__name__} cannot be traced with a call of {tracing.module or 'its forward'!r}: {error}"
         ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        watch.detach()
+    for output in outputs:
+        found = tracer.get(output)
+        if found is not None:
+            labels.refuse(found, "its units reach the outputs of the network")
+    _adopt(network, axes, tracer)
+    return axes, watch.ran
 
 
-class _Links:
-    """Indices of tensor dimensions that stand for the same unit, gathered from the graph's group of every layer."""
+def _tensors_of_no_layer(network: nn.Module) -> list[Tensor]:
+    owned = {
+        id(tensor)
+        for module in network.modules()
+        if rule_for(module) is not None
+        for tensor in [*module._parameters.values(), *module._buffers.values()]
+    }
+    return [tensor for tensor in named_tensors(network).values() if id(tensor) not in owned]
 
-    def __init__(self, network: nn.Module) -> None:
-        self.names: dict[nn.Module, str] = {module: name for name, module in network.named_modules()}
-        self.tensors = named_tensors(network)
-        self.tensor_names: dict[int, str] = {}
-        for name, tensor in self.tensors.items():
-            self.tensor_names.setdefault(id(tensor), name)
-        self.layers = [name for module, name in self.names.items() if is_layer(module)]
-        self.modules = {name: module for module, name in self.names.items()}
-        self.module_places = {name: place for place, name in enumerate(self.modules)}
-        self.tensor_places = {name: place for place, name in enumerate(self.tensors)}
-        self.indices = _Sets()
-        self.axes: dict[Axis, None] = {}
-        self.outputs: dict[str, Axis] = {}
-        self.inputs: dict[str, Axis] = {}
-        self.refused: dict[str, str] = {}
-        self.covered: set[str] = set()
+
+def _adopt(network: nn.Module, axes: LayerAxes, tracer: UnitTracer) -> None:
+    """Find the dimension along which a parameter of no layer has met units, if it is one."""
+    labels, names = axes.labels, first_names(network)
+    for tensor in _tensors_of_no_layer(network):
+        found = tracer.get(tensor) if tensor.is_floating_point() and tensor.dim() else None
+        if found is None:
+            continue
+        units = labels.units(found)
+        for dim in range(tensor.dim()):
+            across = units.movedim(dim, 0).reshape(tensor.shape[dim], -1)
+            if tensor.shape[dim] > 1 and bool((across == across[:, :1]).all()):
+                axes.axes[names[id(tensor)], dim] = found.movedim(dim, 0).reshape(tensor.shape[dim], -1)[:, 0]
+                break
+        else:
+            if tensor.numel() > 1 and torch.unique(units).numel() == tensor.numel():
+                labels.refuse(found, f"its units meet the parameter {names[id(tensor)]!r} in more than one dimension")
+
+
+class _Families:
+    """Layers that make common units, and what speaks against taking those out."""
+
+    def __init__(
+        self, network: nn.Module, axes: LayerAxes, ran: set[str], excluded: Collection[str], approximate: bool
+    ) -> None:
+        self.layers = [name for name, module in network.named_modules() if is_layer(module)]
+        self._axes, self._labels, self._approximate = axes, axes.labels, approximate
+        self._modules = dict(network.named_modules())
+        self._module_places = {name: place for place, name in enumerate(self._modules)}
+        self._tensor_places = {name: place for place, name in enumerate(named_tensors(network))}
+        self._refused: dict[str, str] = dict(axes.refused)
+        for name in self.layers:
+            if name not in ran:
+                self.refuse(name, "the traced call does not run it")
+            if name in excluded:
+                self._refused[name] = "it is excluded"
 
     def refuse(self, layer: str, reason: str) -> None:
         """The outputs of ``layer`` stay; the first reason counts."""
-        self.refused.setdefault(layer, reason)
-
-    def add_all(self, graph: torch_pruning.DependencyGraph) -> None:
-        """Read the group of every layer."""
-        for module, name in self.names.items():
-            if name not in self.layers or name in self.covered:
-                continue
-            if module not in graph.module2node:
-                self.refuse(name, "the traced call does not run it")
-                continue
-            pruner = graph.get_pruner_of_module(module)
-            try:
-                width = pruner.get_out_channels(module)
-                items = list(graph.get_pruning_group(module, pruner.prune_out_channels, list(range(width))).items)
-            except Exception as error:
-                self.refuse(name, f"its dependencies cannot be traced ({type(error).__name__}: {error})")
-                continue
-            self._add(name, graph, items)
-
-    def _add(self, name: str, graph: torch_pruning.DependencyGraph, items: Iterable[Any]) -> None:
-        root: Axis | None = None
-        for item in items:
-            module, node_type = item.dep.target.module, item.dep.target.type
-            if node_type == torch_pruning.ops.OPTYPE.OUTPUT:
-                self.refuse(name, "its units reach the outputs of the network")
-            elif isinstance(module, nn.Parameter):
-                parameter = graph._param_to_name[module]
-                self.refuse(name, f"its units meet the parameter {parameter!r}, which belongs to no layer")
-            elif module in self.names:
-                axes = self._axes(name, module, item.dep.handler.__name__ != "prune_in_channels")
-                if root is None and not axes:
-                    return  # the layer itself cannot shrink
-                root = root or axes[0]
-                for axis in axes:
-                    for index, unit in zip(item.idxs, item.root_idxs, strict=True):
-                        self.indices.join((axis, index), (root, unit))
-                if axes and axes[0] == self.outputs.get(self.names[module]) and len(item.idxs) == self._size(axes[0]):
-                    self.covered.add(self.names[module])  # all that its outputs reach is in this group
-
-    def _axes(self, layer: str, module: nn.Module, output: bool) -> list[Axis]:
-        owner = self.names[module]
-        side = port(module, output=output)
-        if isinstance(side, str):
-            self.refuse(layer, side if owner == layer else f"its units meet {owner!r}: {side}")
-            return []
-        axes = list(self._named(owner, module, side))
-        if len(axes) < len(side.tensors) + len(side.attributes):
-            self.refuse(layer, f"{owner!r} has a parametrized weight, which cannot shrink")
-            return []
-        self.axes.update(dict.fromkeys(axes))
-        if is_layer(module):
-            (self.outputs if output else self.inputs)[owner] = axes[0]
-        return axes
-
-    def _named(self, owner: str, module: nn.Module, side: Port) -> Iterator[Axis]:
-        for key, dim in side.tensors:
-            name = self.tensor_names.get(id(getattr(module, key)))
-            if name is not None:
-                yield name, dim
-        for attribute in side.attributes:
-            yield owner, attribute
+        self._refused.setdefault(layer, reason)
 
     def groups(self) -> tuple[list[Group], dict[str, str]]:
         """The groups that nothing speaks against so far, and the reasons against the layers of the others."""
-        units = {axis: [self.indices.find((axis, index)) for index in range(self._size(axis))] for axis in self.axes}
-        made, skipped = [], {}
-        for layers in self._families(units):
-            culprit = next((layer for layer in layers if layer in self.refused), None)
+        made = {layer: self._labels.units(own) for layer, own in self._axes.outputs.items()}
+        self._refuse_units(made)
+        kept, skipped = [], {}
+        for layers in self._families(made):
+            culprit = next((layer for layer in layers if layer in self._refused), None)
             if culprit is None:
-                made.append(layers)
+                kept.append(layers)
                 continue
-            shared = f"it shares units with {culprit!r}: {self.refused[culprit]}"
-            skipped.update({layer: self.refused.get(layer, shared) for layer in layers})
-        return self._number(made, units), skipped
+            shared = f"it shares units with {culprit!r}: {self._refused[culprit]}"
+            skipped.update({layer: self._refused.get(layer, shared) for layer in layers})
+        groups = []
+        for group in self._number(kept, made):
+            if group.size > 1:
+                groups.append(group)
+            else:
+                skipped.update(dict.fromkeys(group.producers, "all its units hang together, so none can go alone"))
+        return groups, skipped
 
-    def _families(self, units: Mapping[Axis, Sequence[object]]) -> list[list[str]]:
-        """Layers that produce common units, together."""
-        families = _Sets()
-        first: dict[object, str] = {}
+    def _refuse_units(self, made: Mapping[str, Tensor]) -> None:
+        against: dict[int, str] = {}
+        refused = list(self._labels.refused)
+        if not self._approximate:
+            refused += [(own, f"its units meet {norm!r}: {NOT_EXACT}") for own, norm in self._axes.norms]
+        for numbers, reason in refused:
+            for unit in set(self._labels.units(numbers).tolist()):
+                against.setdefault(unit, reason)
         for layer in self.layers:
-            for unit in units[self.outputs[layer]] if layer in self.outputs else ():
-                families.join(layer, first.setdefault(unit, layer))
-        members: dict[object, list[str]] = defaultdict(list)
+            reasons = [against[unit] for unit in made[layer].tolist() if unit in against] if layer in made else []
+            if reasons:
+                self.refuse(layer, reasons[0])
+
+    def _families(self, made: Mapping[str, Tensor]) -> list[list[str]]:
+        """Layers that make common units, together."""
+        first: dict[int, str] = {}
+        leader = {layer: layer for layer in self.layers}
+
+        def lead(layer: str) -> str:
+            while leader[layer] != layer:
+                layer = leader[layer]
+            return layer
+
         for layer in self.layers:
-            members[families.find(layer)].append(layer)
+            for unit in set(made[layer].tolist()) if layer in made else ():
+                leader[lead(layer)] = lead(first.setdefault(unit, layer))
+        members: dict[str, list[str]] = defaultdict(list)
+        for layer in self.layers:
+            members[lead(layer)].append(layer)
         return list(members.values())
 
-    def _number(self, made: Sequence[Sequence[str]], units: Mapping[Axis, Sequence[object]]) -> list[Group]:
+    def _number(self, kept: Sequence[Sequence[str]], made: Mapping[str, Tensor]) -> list[Group]:
         """Number the units of each family, in the order of its layers' outputs, and collect the axes they are on."""
-        numbers: dict[object, tuple[int, int]] = {}
-        sizes = [0] * len(made)
-        for position, layers in enumerate(made):
-            for unit in (unit for layer in layers for unit in units[self.outputs[layer]]):
-                if unit not in numbers:
-                    numbers[unit] = position, sizes[position]
-                    sizes[position] += 1
-        axes: list[dict[Axis, Tensor]] = [{} for _ in made]
-        for axis, on_axis in units.items():
-            found = torch.tensor([numbers.get(unit, (-1, -1)) for unit in on_axis], dtype=torch.int64)
-            for position in sorted(set(found[:, 0].tolist())):
-                if position >= 0:
-                    axes[position][axis] = torch.where(found[:, 0] == position, found[:, 1], -1)
-        return [self._group(*parts) for parts in zip(made, sizes, axes, strict=True)]
+        owner, number = torch.full((2, self._largest() + 1), -1)
+        sizes = [0] * len(kept)
+        for position, layers in enumerate(kept):
+            numbers: dict[int, int] = {}
+            for unit in (unit for layer in layers for unit in made[layer].tolist()):
+                numbers.setdefault(unit, len(numbers))
+            units = torch.tensor(list(numbers))
+            owner[units], number[units] = position, torch.arange(len(numbers))
+            sizes[position] = len(numbers)
+        parts: list[dict[Axis, Tensor]] = [{} for _ in kept]
+        for axis, labels in self._axes.axes.items():
+            units = self._labels.units(labels)
+            owners = owner[units]
+            for position in set(owners.tolist()) - {-1}:
+                parts[position][axis] = torch.where(owners == position, number[units], -1)
+        return [self._group(*each) for each in zip(kept, sizes, parts, strict=True)]
+
+    def _largest(self) -> int:
+        every = [int(self._labels.units(labels).max()) for labels in self._axes.axes.values()]
+        return max(every, default=0)
 
     def _group(self, layers: Sequence[str], size: int, axes: Mapping[Axis, Tensor]) -> Group:
         coupled = [Coupled(owner, key, units) for (owner, key), units in axes.items() if isinstance(key, int)]
         counted = [Counted(owner, key, units) for (owner, key), units in axes.items() if isinstance(key, str)]
-        coupled.sort(key=lambda part: (self.tensor_places[part.tensor], part.dim))
-        counted.sort(key=lambda part: (self.module_places[part.module], part.name))
-        consumers = tuple(name for name in self.modules if self.inputs.get(name) in axes)
-        return Group(layers[0], size, tuple(layers), consumers, tuple(coupled), tuple(counted))
-
-    def _size(self, axis: Axis) -> int:
-        owner, key = axis
-        size = self.tensors[owner].shape[key] if isinstance(key, int) else getattr(self.modules[owner], key)
-        assert isinstance(size, int)
-        return size
+        coupled.sort(key=lambda part: (self._tensor_places[part.tensor], part.dim))
+        counted.sort(key=lambda part: (self._module_places[part.module], part.name))
+        consumers = tuple(name for name in self._modules if self._axes.inputs.get(name) in axes)
+        rows = {layer: self._axes.rows[layer] for layer in layers}
+        norms = {norm for own, norm in self._axes.norms if any(norm == part.module for part in counted)}
+        return Group(
+            layers[0], size, tuple(layers), consumers, tuple(coupled), tuple(counted), rows, tuple(sorted(norms))
+        )
 
 
-class _Sets:
-    """Disjoint sets."""
+def _counting_heads(network: nn.Module, group: Group, tracing: TracingInput) -> Group:
+    """The group with the attributes that count its heads, where its units are heads of attention; else as it is."""
+    width = max(part.units.numel() for part in group.coupled if part.tensor.endswith("weight"))
+    around = [(name, module) for name, module in network.named_modules() if _contains(name, group.producers)]
+    for name, module in reversed(around):
+        heads = [key for key in HEADS if getattr(module, key, None) == group.size]
+        if not heads or width <= group.size:
+            continue
+        counts = tuple(Counted(name, key, torch.arange(group.size)) for key in heads if not _has(group, name, key))
+        plain = replace(group, attributes=(*group.attributes, *counts))
+        inner = {part.units.numel(): part.units for part in group.coupled if part.units.numel() > group.size}
+        wide = tuple(
+            Counted(name, key, inner[getattr(module, key)])
+            for key in WIDTHS
+            if isinstance(getattr(module, key, None), int) and getattr(module, key) in inner
+        )
+        both = replace(plain, attributes=(*plain.attributes, *wide))
+        tried = (plain, both, group)
+        return next((one for one in tried if _trial(network, [one], tracing) is None), plain)
+    return group
 
-    def __init__(self) -> None:
-        self._parent: dict[object, object] = {}
 
-    def find(self, element: object) -> object:
-        """The representative of the set of ``element``; itself where it was never joined."""
-        path = []
-        while (parent := self._parent.get(element, element)) != element:
-            path.append(element)
-            element = parent
-        self._parent.update(dict.fromkeys(path, element))
-        return element
+def _contains(name: str, layers: Sequence[str]) -> bool:
+    return all(layer == name or layer.startswith(f"{name}." if name else "") for layer in layers)
 
-    def join(self, one: object, two: object) -> None:
-        """Unite the sets of two elements."""
-        first, second = self.find(one), self.find(two)
-        if first != second:
-            self._parent[first] = second
+
+def _has(group: Group, module: str, key: str) -> bool:
+    return any((part.module, part.name) == (module, key) for part in group.attributes)
 
 
 @torch.no_grad()
@@ -273,7 +329,7 @@ def _trial(network: nn.Module, groups: Sequence[Group], tracing: TracingInput) -
         order = torch.randperm(group.size, generator=generator)
         edits.append(group.keep(order[: max(1, group.size // 2)].sort().values))
     try:
-        verify_edit(network, merge(edits), tracing)
+        verify_edit(network, merge(edits), tracing, norms=list({norm for group in groups for norm in group.norms}))
     except CompressionError as error:
         return str(error)
     return None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -54,6 +54,9 @@ class Group:
         consumers: the layers that read the units: dimension 1 of the weight (0 of a transposed convolution's).
         coupled: all that shrinks, in a fixed order.
         attributes: the attributes that shrink with it.
+        rows: producer -> the (tensor, dimension) of its weights whose entries make the units.
+        norms: normalisations that average over the units, so that taking some out is an approximation; empty unless
+            approximations were asked for.
     """
 
     name: str
@@ -62,6 +65,8 @@ class Group:
     consumers: tuple[str, ...]
     coupled: tuple[Coupled, ...]
     attributes: tuple[Counted, ...]
+    rows: Mapping[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
+    norms: tuple[str, ...] = ()
 
     def keep(self, units: Tensor) -> KeepIndices:
         """The edit that leaves only ``units``.
@@ -79,10 +84,7 @@ class Group:
             if kept.numel() == 0:
                 raise CompressionError(f"{self.name!r}: {part.tensor!r} would be left with nothing. Keep more units.")
             slices.append(Slice(part.tensor, part.dim, part.units.numel(), kept))
-        attributes = tuple(
-            Attribute(part.module, part.name, part.units.numel(), _kept(part.units, stays).numel())
-            for part in self.attributes
-        )
+        attributes = tuple(_attribute(part, _kept(part.units, stays).numel()) for part in self.attributes)
         removed = self.size - units.numel()
         return KeepIndices(tuple(slices), attributes, f"{removed} of {self.size} units of {self.name!r}")
 
@@ -178,11 +180,19 @@ def _intersect(one: Slice, two: Slice) -> Slice:
     return Slice(one.tensor, one.dim, one.size, kept)
 
 
+def _attribute(part: Counted, left: int) -> Attribute:
+    before = part.units.numel()
+    if part.name == "normalized_shape":
+        return Attribute(part.module, part.name, (before,), (left,))
+    return Attribute(part.module, part.name, before, left)
+
+
 def _add(one: Attribute, two: Attribute) -> Attribute:
-    if one.before != two.before or not isinstance(one.after, int) or not isinstance(two.after, int):
+    if one.before != two.before:
         raise CompressionError(f"{one.module!r}: edits that change {one.name} from {one.before} and {two.before}.")
-    assert isinstance(one.before, int)
-    return Attribute(one.module, one.name, one.before, one.after + two.after - one.before)
+    before, first, second = (x if isinstance(x, tuple) else (x,) for x in (one.before, one.after, two.after))
+    left = tuple(a + b - whole for whole, a, b in zip(before, first, second, strict=True))
+    return Attribute(one.module, one.name, one.before, left if isinstance(one.before, tuple) else left[0])
 
 
 def _kept(units: Tensor, stays: Tensor) -> Tensor:

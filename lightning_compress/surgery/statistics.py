@@ -13,7 +13,7 @@ from lightning_compress.errors import CompressionError, did_you_mean
 from lightning_compress.plan.edits import Edit, KeepIndices, RegrowIndices, Slice, named_tensors
 from lightning_compress.random_states import isolated_random_states
 from lightning_compress.surgery.groups import Group
-from lightning_compress.surgery.input_statistics import InputStatistics, layer_weight
+from lightning_compress.surgery.input_statistics import SUMS, InputStatistics, layer_weight
 from lightning_compress.surgery.ports import CONVOLUTIONS, input_dim
 from lightning_compress.surgery.tracing import call_with_batch, evaluation_mode, tensors_in
 
@@ -59,6 +59,7 @@ class StatisticsCollector:
         root: the network.
         layers: names of Linear and convolutional layers.
         second_moments: gather them too; costs a product of matrices in float64 for each call.
+        sums: which of "zeros", "total", "squares" and "ranks" to count; each costs a pass over the input.
 
     Attributes:
         statistics: layer -> what has been gathered.
@@ -74,8 +75,16 @@ class StatisticsCollector:
     8
     """
 
-    def __init__(self, root: nn.Module, layers: Collection[str], *, second_moments: bool = False) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        layers: Collection[str],
+        *,
+        second_moments: bool = False,
+        sums: Collection[str] = SUMS,
+    ) -> None:
         self._root = root
+        self._sums = tuple(sums)
         self._second_moments = second_moments
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         known = [name for name, module in root.named_modules() if isinstance(module, (nn.Linear, *CONVOLUTIONS))]
@@ -190,7 +199,7 @@ class StatisticsCollector:
     def _empty(self, name: str) -> InputStatistics:
         layer = self._root.get_submodule(name)
         try:
-            return InputStatistics.empty(layer, second_moments=self._second_moments)
+            return InputStatistics.empty(layer, second_moments=self._second_moments, sums=self._sums)
         except CompressionError as error:
             raise CompressionError(f"{name!r}: {error}") from error
 
@@ -215,6 +224,7 @@ def gather(
     *,
     forward: Callable[[nn.Module, Any], object] | None = None,
     second_moments: bool = False,
+    sums: Collection[str] = SUMS,
 ) -> dict[str, InputStatistics]:
     """Statistics over ``batches`` in a pass of its own: evaluation mode, no gradients, random states isolated.
 
@@ -225,6 +235,7 @@ def gather(
         forward: runs the network on a batch; by default calls it with the batch, or with the first element of a tuple
             or list.
         second_moments: gather them too.
+        sums: which of "zeros", "total", "squares" and "ranks" to count.
 
     Raises:
         CompressionError: no batches, or an unknown layer.
@@ -235,7 +246,7 @@ def gather(
     """
     run = forward or call_with_batch
     count = 0
-    collector = StatisticsCollector(root, layers, second_moments=second_moments)
+    collector = StatisticsCollector(root, layers, second_moments=second_moments, sums=sums)
     with torch.no_grad(), isolated_random_states(), evaluation_mode(root), collector:
         for batch in batches:
             run(root, batch)
@@ -246,14 +257,19 @@ def gather(
 
 
 def group_zero_share(group: Group, statistics: Mapping[str, InputStatistics]) -> Tensor:
-    """How often each unit of a group is zero where it is read: the mean over its features, then over its consumers.
+    """How often each unit of a group is zero where it is read: :func:`per_unit` of the zero shares."""
+    return per_unit(group, {name: own.zero_share for name, own in statistics.items() if name in group.consumers})
+
+
+def per_unit(group: Group, values: Mapping[str, Tensor]) -> Tensor:
+    """A figure of each unit of a group where it is read: the mean over its features, then over its consumers.
 
     Args:
         group: the units.
-        statistics: of every consumer of the group.
+        values: consumer -> one number for each of its input features; of every consumer of the group.
 
     Returns:
-        float64, shape (group.size,), in [0, 1].
+        float64, shape (group.size,).
 
     Raises:
         CompressionError: a consumer has no statistics, or the group has no consumer.
@@ -262,16 +278,16 @@ def group_zero_share(group: Group, statistics: Mapping[str, InputStatistics]) ->
     for part in group.attributes:
         if part.module not in group.consumers or part.name not in ("in_features", "in_channels"):
             continue
-        if part.module not in statistics:
+        if part.module not in values:
             raise CompressionError(f"{group.name!r} is read by {part.module!r}, of which there are no statistics.")
-        share = statistics[part.module].zero_share.cpu()
+        share = values[part.module].double().cpu()
         own = part.units >= 0
         features = torch.bincount(part.units[own], minlength=group.size)
         summed = torch.bincount(part.units[own], weights=share[own], minlength=group.size)
         total += summed / features.clamp(min=1)
         readers += (features > 0).double()
     if bool((readers == 0).any()):
-        raise CompressionError(f"{group.name!r} has units that no layer reads, so zeros cannot be counted.")
+        raise CompressionError(f"{group.name!r} has units that no layer reads, so nothing is known of their outputs.")
     return total / readers
 
 

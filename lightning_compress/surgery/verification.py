@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.plan.edits import KeepIndices, named_tensors
+from lightning_compress.plan.edits import KeepIndices, first_names, named_tensors
 from lightning_compress.random_states import isolated_random_states
 from lightning_compress.surgery.tracing import TracingInput, evaluation_mode, exact_arithmetic, float32, private_copy
 
@@ -17,7 +19,14 @@ Item = TypeVar("Item")
 SHOWN = 6
 
 
-def verify_edit(root: nn.Module, edit: KeepIndices, tracing: TracingInput, *, tolerance: float = 1e-5) -> None:
+def verify_edit(
+    root: nn.Module,
+    edit: KeepIndices,
+    tracing: TracingInput,
+    *,
+    tolerance: float = 1e-5,
+    norms: Collection[str] = (),
+) -> None:
     """Prove on a copy that ``edit`` only takes out what it says; ``root`` stays as it is.
 
     The copy evaluates in float32. It is masked first: every entry that the edit takes out, in every tensor, is set
@@ -29,6 +38,8 @@ def verify_edit(root: nn.Module, edit: KeepIndices, tracing: TracingInput, *, to
         edit: what is to be taken out.
         tracing: a call that runs the network.
         tolerance: relative, of each floating-point output.
+        norms: LayerNorms, RMSNorms and GroupNorms of one group that take their statistics over what is left in the
+            masked network too: the approximation that the caller has accepted, and no other.
 
     Raises:
         CompressionError: the edit does not fit, the smaller network does not run, or it computes something else; the
@@ -44,7 +55,10 @@ def verify_edit(root: nn.Module, edit: KeepIndices, tracing: TracingInput, *, to
     network = private_copy(root).float()
     tracing = tracing.map(float32)
     mask_removed_(network, edit)
+    average_over_kept_(network, edit, norms)
     masked = evaluate(network, tracing)
+    for name in norms:
+        network.get_submodule(name).__dict__.pop("forward", None)
     edit.apply(network)
     try:
         cut = evaluate(network, tracing)
@@ -69,6 +83,31 @@ def mask_removed_(module: nn.Module, edit: KeepIndices) -> None:
         gone[part.kept] = False
         tensor = tensors[part.tensor]
         tensor.index_fill_(part.dim, torch.nonzero(gone).flatten().to(tensor.device), 0)
+
+
+def average_over_kept_(module: nn.Module, edit: KeepIndices, norms: Collection[str]) -> None:
+    """Let ``norms`` of a masked copy take their statistics over what ``edit`` keeps, and give zeros elsewhere."""
+    names = first_names(module)
+    cuts = {(part.tensor, part.dim): part.kept for part in edit.slices}
+    for name in norms:
+        norm: Any = module.get_submodule(name)
+        kept = cuts.get((names.get(id(norm.weight), ""), 0)) if norm.weight is not None else None
+        if kept is not None:
+            norm.__dict__["forward"] = partial(_over_kept, norm, kept)
+
+
+def _over_kept(norm: Any, kept: Tensor, value: Tensor) -> Tensor:
+    dim = 1 if isinstance(norm, nn.GroupNorm) else -1
+    kept = kept.to(value.device)
+    part, weight = value.index_select(dim, kept), norm.weight[kept]
+    bias = norm.bias[kept] if getattr(norm, "bias", None) is not None else None
+    if isinstance(norm, nn.GroupNorm):
+        result = functional.group_norm(part, 1, weight, bias, norm.eps)
+    elif isinstance(norm, nn.RMSNorm):
+        result = functional.rms_norm(part, (len(kept),), weight, norm.eps)
+    else:
+        result = functional.layer_norm(part, (len(kept),), weight, bias, norm.eps)
+    return torch.zeros_like(value).index_copy(dim, kept, result)
 
 
 def evaluate(module: nn.Module, tracing: TracingInput) -> tuple[Tensor, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import lightning as L
@@ -149,13 +149,17 @@ class Session:
             self._tracing = self._example() or self._captured()
         return self._tracing
 
-    def prove(self, edit: KeepIndices) -> None:
+    def prove(self, edit: KeepIndices, norms: Collection[str] = ()) -> None:
         """Try ``edit`` on copies: the network computes the same, and the whole training step still runs.
+
+        Args:
+            edit: what is to be taken out.
+            norms: normalisations that may take their statistics over what is left.
 
         Raises:
             CompressionError: it does not; nothing has been touched.
         """
-        verify_edit(self.module, edit, self.tracing)
+        verify_edit(self.module, edit, self.tracing, norms=norms)
         if self._rehearse(None) is None and (error := self._rehearse(edit)) is not None:
             raise CompressionError(
                 f"After {edit.label!r} the training step no longer runs ({error}): it uses these layers outside of the "

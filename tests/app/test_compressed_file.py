@@ -12,7 +12,7 @@ from lightning_compress.zoo import Classifier
 
 SHORT = ("stages.dense.epochs=3", "stages.prune.epochs=6", "stages.cluster.epochs=2", "logger=csv",
          "callbacks.weights.sparsity=0.8",
-    "callbacks.clusters.rate=1e-4")  # fmt: skip
+         "callbacks.clusters.rate=1e-4", "callbacks.clusters.first_rate=null")  # fmt: skip
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
     python tests/benchmarks/step_cost.py
 
 Rows: the plain step, the plain step again (A/A), masks after the step, torch's own pruning (as Lightning's ModelPruning
-does), the statistics that APoZ gathers.
+does), and what each criterion gathers that needs data, as it is gathered in a fit: activations of some batches,
+gradients of all.
 """
 
 import copy
@@ -18,7 +19,9 @@ from torch.nn.utils import prune
 
 from lightning_compress.measure import compare_latency
 from lightning_compress.pruning import Masks
-from lightning_compress.surgery import StatisticsCollector
+from lightning_compress.pruning.evidence import CURVATURE, OUTPUTS, needs_of
+from lightning_compress.pruning.gathering import Gathering
+from lightning_compress.registry import names, resolve
 
 torch.set_num_threads(1)
 SPARSITY = 0.9
@@ -72,16 +75,43 @@ def variants(build: Callable[[], tuple[nn.Module, Tensor]], optimizer_of: Callab
         if isinstance(layer, nn.Linear | nn.Conv2d):
             prune.random_unstructured(layer, "weight", SPARSITY)
 
-    observed, observed_optimizer = fresh()
-    layers = [name for name, layer in observed.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    StatisticsCollector(observed, layers[1:]).attach()
-
     return {
         "plain step": plain,
         "masks": step(masked, optimizer, inputs),
         "torch.nn.utils.prune": step(pruned, optimizer_of(pruned.parameters()), inputs),
-        "statistics (APoZ)": step(observed, observed_optimizer, inputs),
+        **{name: gathering_step(*fresh(), inputs, needs) for name, needs in gathered().items()},
     }
+
+
+def gathered() -> dict[str, frozenset[str]]:
+    """The criteria that gather data from the training passes, and what they need; one of those that need the same."""
+    package = "lightning_compress.pruning.criteria"
+    found: dict[frozenset[str], str] = {}
+    for name in names(package):
+        needs = needs_of(resolve(name, package)) - CURVATURE - {"scale", "of_neurons"}
+        if needs:
+            found.setdefault(needs, name)
+    return {name: needs for needs, name in found.items()}
+
+
+def gathering_step(
+    net: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, needs: frozenset[str]
+) -> Callable[[], None]:
+    layers = [name for name, layer in net.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    observed = layers[1:] if needs & OUTPUTS else layers
+    gathering = Gathering(net, needs, observed, [f"{name}.weight" for name in layers])
+    gathering.attach()
+    labels, count = torch.randint(10, (len(inputs),)), [0]
+
+    def run() -> None:
+        gathering.begin_batch(count[0])
+        count[0] += 1
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(inputs), labels).backward()
+        gathering.before_step()
+        optimizer.step()
+
+    return run
 
 
 def main(rounds: int) -> None:

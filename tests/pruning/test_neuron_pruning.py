@@ -12,14 +12,22 @@ from torch import nn
 
 import lightning_compress as lc
 from lightning_compress.errors import CompressionError
-from lightning_compress.pruning import needs
+from lightning_compress.pruning import gathering, needs
 from lightning_compress.pruning.criteria.apoz import apoz
+from lightning_compress.pruning.evidence import needs_of
 from lightning_compress.pruning.neurons import COUNTS
-from lightning_compress.registry import names
+from lightning_compress.registry import names, resolve
 from lightning_compress.surgery import mask_removed_
 from lightning_compress.training import Schedule
 
-CRITERIA = names("lightning_compress.pruning.criteria")
+PACKAGE = "lightning_compress.pruning.criteria"
+CRITERIA = [name for name in names(PACKAGE) if not needs_of(resolve(name, PACKAGE)) & {"moments", "scale"}]
+
+
+@pytest.fixture
+def every_batch(monkeypatch):
+    """Activations of all training batches are looked at, not only of some."""
+    monkeypatch.setattr(gathering, "STRIDE", 1)
 
 
 def counted(module, of):
@@ -36,6 +44,9 @@ class Proven(lc.NeuronPruning):
     """Checks at every cut that the smaller network computes what the masked one does."""
 
     cuts = 0
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, compensate=False, **options)
 
     def cut(self, target):
         module = self.session.module
@@ -105,6 +116,19 @@ def test_every_criterion_reaches_the_amount(criterion):
     fit(module, pruning, max_epochs=5)
     assert pruning.reached == 0.5
     assert pruning.cuts > 2
+
+
+def test_batch_norm_scale_takes_the_channels_of_small_scale_and_refuses_layers_without():
+    module = User()
+    with torch.no_grad():
+        module.network[1].weight[::2] = 1e-3
+    kept = module.network[0].weight[1::2].detach().clone()
+    options = {"exclude": ["network.4"], "schedule": "one_shot", "max_step": 0.5}
+    fit(module, lc.NeuronPruning(0.5, criterion="batch_norm_scale", **options), max_epochs=1)
+    assert module.network[0].weight.shape == kept.shape
+    assert (module.network[0].weight - kept).abs().mean() < 0.1
+    with pytest.raises(CompressionError, match=r"'network.4' has no BatchNorm behind it.*exclude=\('network.4',\)"):
+        fit(User(), lc.NeuronPruning(0.5, criterion="batch_norm_scale"), max_epochs=2)
 
 
 def test_least_channels_are_left():
@@ -227,13 +251,13 @@ def without_dropout():
     return module
 
 
-def test_zeros_are_counted_at_the_consumers_input_in_training_passes_alone():
+def test_zeros_are_counted_at_the_consumers_input_in_training_passes_alone(every_batch):
     seen, zeros = statistics_of_two_epochs(without_dropout(), "network.4", "network.6")
     torch.testing.assert_close(seen["network.0"], zeros.share("network.4").double())
     torch.testing.assert_close(seen["network.4"], zeros.share("network.6").double())
 
 
-def test_zeros_of_a_channel_before_a_flatten_are_the_mean_over_its_positions():
+def test_zeros_of_a_channel_before_a_flatten_are_the_mean_over_its_positions(every_batch):
     class Net(User):
         def __init__(self):
             super().__init__()
@@ -251,7 +275,7 @@ def test_zeros_of_a_channel_before_a_flatten_are_the_mean_over_its_positions():
     torch.testing.assert_close(seen["network.0"], zeros.share("network.3").double().view(6, 36).mean(1))
 
 
-def test_statistics_begin_anew_with_each_cut():
+def test_statistics_begin_anew_with_each_cut(every_batch):
     class Twice(lc.NeuronPruning):
         cuts = 0
 

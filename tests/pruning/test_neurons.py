@@ -1,6 +1,7 @@
 """Judging and choosing neurons: the nearest reachable count, against brute force."""
 
 import copy
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -9,8 +10,17 @@ from support import ConvNet, mlp
 from torch import nn
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.measure import measure
-from lightning_compress.pruning.neurons import COUNTS, Count, edit_for, select, weights_of_units
+from lightning_compress.measure import check_runtime, measure
+from lightning_compress.plan import Record
+from lightning_compress.pruning.latency_target import UNIT, LatencyCount, learn_alignment
+from lightning_compress.pruning.neurons import (
+    COUNTS,
+    Count,
+    compared_among_alike,
+    edit_for,
+    select,
+    weights_of_units,
+)
 from lightning_compress.surgery import TracingInput, find_groups
 
 NETWORKS = {"mlp": mlp, "conv": ConvNet}
@@ -165,3 +175,77 @@ def test_label_of_a_cut_of_many_layers_is_short():
     assert edit_for(groups, {"0": torch.arange(30), "4": torch.arange(13)}).label == "5 units of 2 groups"
     assert edit_for(groups, {"0": torch.arange(32), "4": torch.arange(13)}).label == "3 of 16 units of '4'"
     assert edit_for(groups, {"0": torch.arange(32), "4": torch.arange(16)}) is None
+
+
+def test_a_rounded_cut_leaves_multiples_or_everything():
+    net, tracing, groups, scores = setting("conv")
+    base = sum(group.size for group in groups)
+    selection = select(groups, scores, counter(net, tracing, groups), base=base, target=0.4, round_to=4)
+    sizes = {group.name: group.size for group in groups}
+    assert all(len(kept) % 4 == 0 or len(kept) == sizes[name] for name, kept in selection.kept.items())
+    plain = select(groups, scores, counter(net, tracing, groups), base=base, target=0.4)
+    assert any(len(kept) % 4 for kept in plain.kept.values())
+    for name, kept in selection.kept.items():  # the best stay
+        gone = set(range(sizes[name])) - set(kept.tolist())
+        assert not gone or max(scores[name][list(gone)]) <= min(scores[name][kept])
+
+
+def test_a_target_to_be_met_at_least_is_exceeded_by_as_little_as_possible():
+    net, tracing, groups, scores = setting("mlp")
+    count, base = counter(net, tracing, groups), sum(group.size for group in groups)
+    for target in (0.1, 0.333, 0.5):
+        selection = select(groups, scores, count, base=base, target=target, at_least=True)
+        assert selection.reached >= target
+        assert selection.reached - 1 / base < target
+
+
+def test_neurons_compared_among_alike_go_in_equal_shares():
+    net = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 20), nn.Linear(20, 2))
+    tracing = TracingInput("", (torch.randn(3, 4),), {})
+    groups = find_groups(net, tracing)
+    scores = {group.name: (torch.rand(group.size) + 1) * 10.0**place for place, group in enumerate(groups)}
+    ranked = compared_among_alike(net, groups, scores)
+    assert ranked["0"].max() < ranked["2"].min()  # of one shape: compared with each other
+    assert torch.equal(ranked["4"].argsort(), scores["4"].argsort())  # alone: only within itself
+    assert ranked["4"].mean() == pytest.approx(0.5)
+
+
+class Timed:
+    """A machine that likes multiples of eight: each layer takes the time of the next multiple."""
+
+    def after(self, groups, kept):
+        return sum(-(-len(kept[group.name]) // 8) * 8 for group in groups) * 1000
+
+
+def test_the_alignment_is_learned_from_the_times():
+    net = nn.Sequential(nn.Linear(4, 60), nn.ReLU(), nn.Linear(60, 60), nn.ReLU(), nn.Linear(60, 2))
+    tracing = TracingInput("", (torch.randn(3, 4),), {})
+    groups = find_groups(net, tracing)
+    macs = Count(net, tracing, "channels")
+    assert learn_alignment(Timed(), macs, groups, share=0.45) == 8
+    assert learn_alignment(macs, macs, groups, share=0.45) == 1
+
+
+def test_latency_is_counted_side_by_side_with_the_uncut_network():
+    net = nn.Sequential(nn.Linear(64, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 2))
+    tracing = TracingInput("", (torch.randn(2, 64),), {})
+    groups = find_groups(net, tracing)
+    count = LatencyCount(net, tracing, runtime="eager", batch_size=16, rounds=5)
+    small = {group.name: torch.arange(32) for group in groups}
+    assert count.after(groups, small) < UNIT / 3
+    Record.of(net).apply(edit_for(groups, small))
+    groups = find_groups(net, tracing)
+    everything = {group.name: torch.arange(group.size) for group in groups}
+    again = LatencyCount(net, tracing, runtime="eager", batch_size=16, rounds=5)
+    assert again.after(groups, everything) < UNIT / 3  # what was cut before counts too
+
+
+def test_a_latency_that_cannot_be_measured_is_refused():
+    tracing = TracingInput("", (), {"x": torch.randn(2, 4)})
+    with pytest.raises(CompressionError, match="by position"):
+        LatencyCount(nn.Linear(4, 2), tracing, runtime="eager", batch_size=1)
+    with pytest.raises(CompressionError, match="Did you mean 'eager'"):
+        check_runtime("eagr")
+    if find_spec("onnxruntime") is None:
+        with pytest.raises(CompressionError, match="pip install onnx onnxscript onnxruntime"):
+            check_runtime("onnxruntime")

@@ -14,10 +14,12 @@ import lightning_compress as lc
 from lightning_compress.errors import CompressionError
 from lightning_compress.pruning import find_weights
 from lightning_compress.pruning.criteria.magnitude import magnitude
-from lightning_compress.registry import names
+from lightning_compress.pruning.evidence import NEURONS_ONLY, needs_of
+from lightning_compress.registry import names, resolve
 from lightning_compress.training import Schedule
 
-CRITERIA = [name for name in names("lightning_compress.pruning.criteria") if name != "apoz"]
+PACKAGE = "lightning_compress.pruning.criteria"
+CRITERIA = [name for name in names(PACKAGE) if not needs_of(resolve(name, PACKAGE)) & NEURONS_ONLY]
 ALLOCATIONS = names("lightning_compress.pruning.allocations")
 BITS = {4: torch.int32, 2: torch.int16}
 

@@ -204,6 +204,39 @@ def test_rate_prunes_by_itself_and_a_higher_rate_takes_smaller_files(tmp_path):
     assert sizes[1] < 0.7 * sizes[0]
 
 
+def test_a_rate_that_rises_prunes_more_and_more():
+    class Zeros(Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            self.seen.append(int((pl_module.network[0].weight == 0).sum()))
+
+    L.seed_everything(1, verbose=False)
+    zeros = Zeros()
+    rising = WeightClustering(8, objective="rate", rate=3e-3, first_rate=1e-5, refresh=1, start=0)
+    fit(User(), rising, zeros, max_epochs=6)
+    assert zeros.seen == sorted(zeros.seen)
+    assert zeros.seen[0] < zeros.seen[2] < zeros.seen[4] == zeros.seen[5]
+
+
+def test_training_goes_on_from_a_file_with_its_zeros_and_its_shared_values(tmp_path):
+    L.seed_everything(1, verbose=False)
+    first = User()
+    fit(first, lc.WeightPruning(0.8), WeightClustering(4, start=2), max_epochs=3)
+    lc.save_compressed(first, tmp_path / "model.lcz")
+    module = lc.load_compressed(tmp_path / "model.lcz", into=User())
+    before = {name: weight.detach().clone() for name, weight in module.named_parameters() if weight.dim() > 1}
+    clustering = WeightClustering(4, start=0)
+    fit(module, clustering, lc.WeightPruning(0.8, schedule="one_shot", max_step=1.0), max_epochs=1)
+    for name, old in before.items():
+        new = module.get_parameter(name).detach()
+        assert torch.equal(new == 0, old == 0)
+        assert not torch.equal(new, old)
+        for value in old.unique():
+            assert len(new[old == value].unique()) == 1
+
+
 def test_importance_waits_for_gradients():
     module = User()
     clustering = WeightClustering(8, objective="rate", rate=1e-3, importance="gradients", start=0)
@@ -231,6 +264,7 @@ CASES = {
     "pruned": lambda: [lc.WeightPruning(0.6), WeightClustering(8, start=2)],
     "neurons": lambda: [lc.NeuronPruning(0.4), WeightClustering(8, start=2, refresh=1)],
     "rate": lambda: [WeightClustering(8, objective="rate", rate=1e-4, importance="gradients", refresh=2, start=1)],
+    "rising rate": lambda: [WeightClustering(8, objective="rate", rate=1e-3, first_rate=1e-5, refresh=1, start=0)],
     "random": lambda: [WeightClustering(8, init="random", start=3, precision="float16")],
     "gated": lambda: [WeightClustering(4, start=1, stages=3, recover=GATE)],
 }
@@ -377,6 +411,8 @@ def test_weights_that_another_callback_decides_are_refused_before_training():
         ({"rate": 1e-4}, 'needs objective="rate"'),
         ({"importance": "hessian"}, '"gradients" or None'),
         ({"refresh": 0}, "refresh=0"),
+        ({"objective": "rate", "rate": 1e-3, "first_rate": 1e-4}, "it needs both"),
+        ({"objective": "rate", "rate": 1e-3, "first_rate": 1e-2, "refresh": 1}, "at most the rate"),
         ({"stages": 0}, "stages=0"),
         ({"end": 0.9}, "without stages"),
         ({"start": 1.5}, "start=1.5"),

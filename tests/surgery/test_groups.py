@@ -370,30 +370,6 @@ def test_hard_coded_shapes_are_refused_and_the_rest_is_found():
         groups.named("stem")
 
 
-class Shuffle(nn.Module):
-    """ShuffleNet's channel shuffle and split, with the widths taken from the tensor."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.branch, self.fc = nn.Conv2d(1, 8, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(8, 3)
-
-    def forward(self, x):
-        left, right = self.stem(x).chunk(2, 1)
-        x = torch.cat([left, torch.relu(self.branch(right))], 1)
-        n, c, h, w = x.shape
-        x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
-        return self.fc(x.mean((2, 3)))
-
-
-class RawParameter(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.scale, self.fc = nn.Conv2d(1, 6, 1), nn.Parameter(torch.rand(6, 1, 1)), nn.Linear(6, 2)
-
-    def forward(self, x):
-        return self.fc((self.conv(x) * self.scale).mean((2, 3)))
-
-
 class Gated(nn.Module):
     """Softmax over the units: zero is not neutral."""
 
@@ -405,16 +381,25 @@ class Gated(nn.Module):
         return self.two(self.one(x).softmax(-1))
 
 
-def recurrent():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.enter, self.rnn, self.leave = nn.Linear(6, 8), nn.LSTM(8, 7, batch_first=True), nn.Linear(7, 2)
+class Hidden(nn.Module):
+    """An operation of its own between two layers, which nothing is known of."""
 
-        def forward(self, x):
-            return self.leave(self.rnn(self.enter(x))[0][:, -1])
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 8), nn.Linear(8, 2)
 
-    return Net()
+    def forward(self, x):
+        return self.two(torch.linalg.matrix_exp(self.one(x)[:, :, None].expand(-1, -1, 8))[:, :, 0])
+
+
+class Bilinear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 8), nn.Bilinear(8, 8, 2)
+
+    def forward(self, x):
+        x = self.one(x)
+        return self.two(x, x)
 
 
 def between_convolutions(middle):
@@ -422,10 +407,9 @@ def between_convolutions(middle):
 
 
 REFUSED = {
-    "shuffle": (Shuffle, PICTURES, "stem", "exclude=("),
-    "parameter": (RawParameter, PICTURES, "conv", "'scale'"),
-    "grouped": (lambda: between_convolutions(nn.Conv2d(8, 8, 1, groups=2)), PICTURES, "0", "'1': its 2 groups"),
-    "group_norm": (lambda: between_convolutions(nn.GroupNorm(2, 8)), PICTURES, "0", "normalisation"),
+    "unknown_operation": (Hidden, (4, 6), "one", "linalg_matrix_exp"),
+    "unknown_layer": (Bilinear, (4, 6), "one", "no rule says how a Bilinear shrinks"),
+    "group_norm": (lambda: between_convolutions(nn.GroupNorm(1, 8)), PICTURES, "0", "normalisation"),
     "layer_norm": (
         lambda: nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 2)),
         (4, 6),
@@ -433,7 +417,6 @@ REFUSED = {
         "normalisation",
     ),
     "softmax": (Gated, (4, 6), "one", "setting those neurons to zero"),
-    "recurrent": (recurrent, (3, 5, 6), "enter", "LSTM"),
     "output": (lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()), (2, 3, 4, 4), "0", "outputs"),
 }
 

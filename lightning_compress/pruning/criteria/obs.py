@@ -1,6 +1,5 @@
 """Error of the layer's output when the other weights make up for it."""
 
-import torch
 from torch import Tensor
 
 from lightning_compress.pruning.evidence import Evidence, needs, repairs
@@ -15,6 +14,7 @@ def obs(evidence: Evidence) -> Tensor:
     The error of the layer's output once the others are fitted anew, which they are after each cut, layer by layer, by
     SparseGPT's update (Frantar and Alistarh 2023, arXiv:2301.00774).
 
+    >>> import torch
     >>> obs(Evidence("fc", torch.tensor([[2.0, 1.0]]), moments=torch.eye(2))).argsort().tolist()
     [[1, 0]]
     """

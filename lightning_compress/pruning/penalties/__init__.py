@@ -1,0 +1,1 @@
+"""Penalties, one function in one file: ``f(module, groups)`` gives, by parameter, the gradient that shrinks it."""

@@ -1,0 +1,186 @@
+"""Size against accuracy: a network pruned, shared and coded, next to small dense ones of equal file size.
+
+The rival is honest: a network that was small from the beginning, trained from scratch for as many epochs, its values
+shared and coded by the same means.
+
+$ python recipes/frontier.py digits lenet_300_100 10        # or: digits lenet_5 10, textures small_resnet 3
+
+Each finished run is one file under outputs/recipes/frontier; the same command goes on where it stopped. The last
+argument is the number of splits. The plot is frontier-DATA-NETWORK.png beside them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from matplotlib.figure import Figure
+from torch import nn
+
+import lightning_compress as lc
+from lightning_compress.report.arms import Comparison, run_arms
+from lightning_compress.zoo import Classifier, Digits, SmallResNet, Textures
+
+torch.set_num_threads(1)
+OUTPUTS = Path(os.environ.get("RECIPE_OUTPUTS", "outputs/recipes")) / "frontier"
+TEST_TO_TRAIN = 0.2 / 0.6
+DENSE = "dense fp32"
+EPOCHS = {"lenet_300_100": (30, 100, 30), "lenet_5": (20, 60, 20), "small_resnet": (12, 16, 6)}
+"""Dense, pruned, with shared values; a small network takes the first two together."""
+
+KEPT = {
+    "lenet_300_100": (0.1, 0.05, 0.03, 0.022, 0.015, 0.01),
+    "lenet_5": (0.1, 0.05, 0.03, 0.02, 0.01),
+    "small_resnet": (0.3, 0.2, 0.1, 0.06),
+}
+WIDTHS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "lenet_300_100": ((100, 50), (60, 30), (40, 20), (28, 14), (20, 10), (14, 10)),
+    "lenet_5": ((8, 16, 100), (6, 12, 50), (5, 10, 30), (4, 8, 20)),
+    "small_resnet": ((8, 16, 32), (6, 12, 24), (4, 8, 16)),
+}
+
+
+def small(name: str, widths: Sequence[int], classes: int) -> nn.Module:
+    """The same kind of network, narrower."""
+    if name == "small_resnet":
+        return SmallResNet(channels=tuple(widths), num_classes=classes)
+    if name == "lenet_300_100":
+        sizes = (64, *widths)
+        layers: list[nn.Module] = [nn.Flatten()]
+        for inputs, outputs in pairwise(sizes):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Linear(sizes[-1], classes))
+    first, second, hidden = widths
+    convolutions: list[nn.Module] = [nn.Conv2d(1, first, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    convolutions += [nn.Conv2d(first, second, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(
+        *convolutions, nn.Flatten(), nn.Linear(4 * second, hidden), nn.ReLU(), nn.Linear(hidden, classes)
+    )
+
+
+def fit(module: Classifier, data: Any, epochs: int, *callbacks: Callback) -> Classifier:
+    """So many epochs, without noise."""
+    trainer = L.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        callbacks=list(callbacks),
+    )
+    trainer.fit(module, train_dataloaders=data.train_dataloader())
+    return module
+
+
+def shared(module: Classifier, data: Any, epochs: int) -> Classifier:
+    """Values by rate and distortion, biases among them; those of the Deep Compression recipe."""
+    target = Classifier(module.network, weight_decay=0.0)
+    clustering = lc.WeightClustering(
+        6, objective="rate", first_rate=5e-4, rate=3e-3, importance="gradients", refresh=1, precision="float16",
+        start=0, targets=["*.weight", "*.bias"],
+    )  # fmt: skip
+    return fit(target, data, epochs, clustering)
+
+
+def dense(name: str, data: Any, split: int) -> Classifier:
+    """The network as all pruned ones begin; trained once a split."""
+    path = OUTPUTS / "dense" / f"{name}-{split}.pt"
+    L.seed_everything(split, verbose=False)
+    module = Classifier(name, num_classes=data.num_classes)
+    if path.exists():
+        module.load_state_dict(torch.load(path, weights_only=True))
+        return module
+    fit(module, data, EPOCHS[name][0])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(module.state_dict(), path)
+    return module
+
+
+def run(kind: str, name: str, split: int, *, kept: float | None = None, widths: Sequence[int] = ()) -> dict[str, float]:
+    """One network on one split: accuracy on test and validation in per cent, bytes on the disk."""
+    data = {"digits": Digits, "textures": Textures}[kind](seed=split)
+    data.setup()
+    first, second, third = EPOCHS[name]
+    if widths:
+        L.seed_everything(split, verbose=False)
+        network = Classifier(small(name, widths, data.num_classes), num_classes=data.num_classes)
+        module = shared(fit(network, data, first + second), data, third)
+    else:
+        module = dense(name, data, split)
+        if kept is not None:
+            L.seed_everything(split, verbose=False)
+            module = shared(fit(module, data, second, lc.WeightPruning(1 - kept, max_step=1.0)), data, third)
+    with TemporaryDirectory() as folder:
+        size = lc.save_compressed(module.network, Path(folder, "model.lcz")).bytes
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    return {
+        "accuracy": accuracy(module, data.test),
+        "validation": accuracy(module, data.validation),
+        "bytes": 4 * parameters if kept is None and not widths else size,
+    }
+
+
+@torch.no_grad()
+def accuracy(module: nn.Module, part: Any) -> float:
+    """In per cent."""
+    pictures, classes = part.tensors
+    return 100 * float((module.eval()(pictures).argmax(1) == classes).float().mean())
+
+
+def plot(comparison: Comparison, path: Path, title: str) -> None:
+    """Ratio against the difference to the dense network, with intervals."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    full = fmean(comparison.values(DENSE, "bytes"))
+    for family, marker in (("pruned", "o"), ("small", "s")):
+        arms = [arm for arm in comparison.figures if arm.startswith(family)]
+        ratios = [full / fmean(comparison.values(arm, "bytes")) for arm in arms]
+        ends = [comparison.difference(arm, DENSE, "accuracy") for arm in arms]
+        bars = [[end.mean - end.low for end in ends], [end.high - end.mean for end in ends]]
+        axes.errorbar(ratios, [end.mean for end in ends], bars, marker=marker, capsize=3, label=family)
+    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.set(xscale="log", xlabel="times smaller than dense fp32, on the disk", ylabel="points of test accuracy")
+    axes.set_title(title)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def main(kind: str, name: str, splits: int) -> None:
+    """All arms on all splits; table and plot."""
+    for logger in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    arms = {DENSE: lambda split: run(kind, name, split)}
+    arms |= {f"pruned {kept:.1%}": lambda split, kept=kept: run(kind, name, split, kept=kept) for kept in KEPT[name]}
+    for widths in WIDTHS[name]:
+        arms["small " + "-".join(map(str, widths))] = lambda split, widths=widths: run(kind, name, split, widths=widths)
+    comparison = run_arms(arms, range(splits), OUTPUTS / f"{kind}-{name}", test_to_train=TEST_TO_TRAIN)
+    full = fmean(comparison.values(DENSE, "bytes"))
+    print("| network | bytes | ratio | test accuracy | against dense | validation |\n|---|---:|---:|---:|---:|---:|")
+    for arm in arms:
+        size = fmean(comparison.values(arm, "bytes"))
+        means = [fmean(comparison.values(arm, figure)) for figure in ("accuracy", "validation")]
+        change = comparison.difference(arm, DENSE, "accuracy") if arm != DENSE and splits > 1 else ""
+        print(f"| {arm} | {size:,.0f} | {full / size:.1f}x | {means[0]:.2f} | {change} | {means[1]:.2f} |")
+    if splits > 1:
+        plot(comparison, OUTPUTS / f"frontier-{kind}-{name}.png", f"{name} on {kind}, {splits} splits")
+
+
+if __name__ == "__main__":
+    chosen = sys.argv[1:] or ["digits", "lenet_300_100", "10"]
+    main(chosen[0], chosen[1], int(chosen[2]))
