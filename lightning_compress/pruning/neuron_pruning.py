@@ -57,8 +57,9 @@ class NeuronPruning(EvidenceCallback):
         min_channels: neurons that each layer keeps at least.
         round_to: what a layer keeps is rounded up to a multiple of this; "auto" learns, for a ``speedup``, which one
             the machine likes, and rounds nothing otherwise.
-        compensate: refit what is left of the next layers' weights, and BatchNorm statistics, on ``data`` or the batch
-            at hand, wherever that lowers the loss there.
+        compensate: refit what is left of the next layers' weights, and BatchNorm statistics, on ``data``, or without
+            them on the batch at hand, wherever that lowers the loss there. None does so where ``data`` are given: one
+            batch is little to fit weights to.
         isomorphic: compare neurons only with those of layers of the same kind and shape, in equal shares (Fang et al.,
             "Isomorphic Pruning for Vision Models", ECCV 2024).
         approximate: take neurons out, too, that a LayerNorm or a GroupNorm of one group averages over, which no cut
@@ -92,7 +93,7 @@ class NeuronPruning(EvidenceCallback):
         exclude: Sequence[str] = (),
         min_channels: int = 1,
         round_to: int | str = "auto",
-        compensate: bool = True,
+        compensate: bool | None = None,
         isomorphic: bool = False,
         approximate: bool = False,
         max_step: float | None = None,
@@ -125,7 +126,8 @@ class NeuronPruning(EvidenceCallback):
             check_runtime(runtime)
         self.of = of if speedup is None else "latency"
         self.runtime, self.batch_size = runtime, batch_size
-        self.compensate, self.isomorphic, self.approximate = compensate, isomorphic, approximate
+        self.compensate = data is not None if compensate is None else compensate
+        self.isomorphic, self.approximate = isomorphic, approximate
         self.min_channels = min_channels
         self._exclude = tuple(exclude)
 

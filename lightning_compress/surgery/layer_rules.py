@@ -288,7 +288,7 @@ def _split_attention(
     reason = f"the width of a {type(layer).__name__} is fixed"
     axes.refuse_inputs(tracer, inputs, layer, reason)
     if type(layer) is nn.MultiheadAttention:
-        axes.refuse_outputs(layer, "nn.MultiheadAttention cannot have fewer heads; make it ours with split_heads_")
+        axes.refuse_outputs(layer, "nn.MultiheadAttention keeps its heads; Linear layers for q, k and v can lose them")
 
 
 def _parametrized(

@@ -345,7 +345,7 @@ def test_tracing_takes_no_sample_out_of_the_fit(kind):
         return {"digits": loader(**options)} if kind == "dict" else loader(**options)
 
     runs = []
-    for callback in (lc.NeuronPruning(0.3, compensate=False), Replay()):
+    for callback in (lc.NeuronPruning(0.3), Replay()):
         seen = []
         L.seed_everything(1)
         fit(Seen(), callback, train=data(), max_epochs=1)
