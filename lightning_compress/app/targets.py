@@ -155,7 +155,10 @@ class TargetSearch:
             return self._trial(_with(config, holder, knob, value), stage, place, f"{value:.3g}")
 
         def lost(value: float) -> float:
-            return _drop(first, run(value), config.monitor, config.mode)
+            try:
+                return _drop(first, run(value), config.monitor, config.mode)
+            except CompressionError:  # a layer would be left with nothing
+                return float("inf")
 
         if knob == "sparsity":
             low, high = KEPT
@@ -191,8 +194,10 @@ def _holder(config: DictConfig, stage: Stage, knob: str) -> str | None:
 
 
 def _with(config: DictConfig, holder: str, knob: str, value: float) -> DictConfig:
-    changed = config.copy()
+    changed, former = config.copy(), config.callbacks[holder]
     OmegaConf.update(changed, f"callbacks.{holder}.{knob}", value)
+    if knob == "rate" and former.get("first_rate") is not None:  # the price that it rises from, in proportion
+        OmegaConf.update(changed, f"callbacks.{holder}.first_rate", former.first_rate * value / former.rate)
     return changed
 
 

@@ -25,6 +25,7 @@ def test_a_size_is_kept_to_and_used(command, capfd):
     assert report.file.bytes == (command.run_folder / "model.lcz").stat().st_size
 
 
+@pytest.mark.slow
 def test_a_drop_is_kept_to_on_validation_and_trials_are_not_run_twice(command, capfd):
     assert command(*SHORT, "target.max_drop=0.05") == 0
     report, end = read(command)
