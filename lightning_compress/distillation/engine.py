@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class Engine:
         self._tap_teachers()
         if self.taps:
             with torch.no_grad():
-                _, features = self._ask(call, step=0)
+                _, features = self.ask(call.args, call.kwargs, step=0)
             students = {name: value.detach() for name, value in call.features.items()}
             self.tap_set = TapSet(self.taps, students, features, sources)
 
@@ -59,6 +60,19 @@ class Engine:
         for recorder in self._recorders.values():
             recorder.detach()
         self._recorders = {}
+
+    def ask(self, args: tuple[Any, ...], kwargs: dict[str, Any], step: int) -> tuple[Tensor, list[dict[str, Tensor]]]:
+        """The members' outputs for a call of the student, and each teacher's tapped features."""
+        for recorder in self._recorders.values():
+            recorder.start()
+        try:
+            members = self.bank.ask(args, kwargs, step)
+        finally:
+            found = {number: recorder.stop() for number, recorder in self._recorders.items()}
+        features = [
+            found[number][-1].features if found.get(number) else {} for number in range(len(self.bank.teachers))
+        ]
+        return members, features
 
     def distillation_loss(
         self,
@@ -85,7 +99,7 @@ class Engine:
                 members = self.cache.read(rows, call.args)
                 members = members[self.bank.numbers(step)] if self.bank.draws else members
             else:
-                members, features = self._ask(call, step)
+                members, features = call.answer or self.ask(call.args, call.kwargs, step)
             loss = self.compare(call.logits, members, temperature, labels)
             losses.append(loss if self.tap_set is None else loss + self.tap_set(call.features, features))
         return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
@@ -107,18 +121,6 @@ class Engine:
             )
         available = {"temperature": temperature, "labels": labels}
         return self.loss(student, teacher, **{name: available[name] for name in self._wants})
-
-    def _ask(self, call: Call, step: int) -> tuple[Tensor, list[dict[str, Tensor]]]:
-        for recorder in self._recorders.values():
-            recorder.start()
-        try:
-            members = self.bank.ask(call.args, call.kwargs, step)
-        finally:
-            found = {number: recorder.stop() for number, recorder in self._recorders.items()}
-        features = [
-            found[number][-1].features if found.get(number) else {} for number in range(len(self.bank.teachers))
-        ]
-        return members, features
 
     def _tap_teachers(self) -> None:
         self.release()

@@ -15,7 +15,7 @@ from lightning_compress.distillation.engine import Engine, among_known
 from lightning_compress.distillation.fidelity import Fidelity
 from lightning_compress.distillation.indexed import unwrap
 from lightning_compress.distillation.outputs import labels_in
-from lightning_compress.distillation.recorder import Call, Recorder
+from lightning_compress.distillation.recorder import Ask, Call, Recorder
 from lightning_compress.distillation.step_hook import unwrap_step, wrap_step
 from lightning_compress.distillation.transfer import TransferSet
 from lightning_compress.errors import CompressionError
@@ -100,7 +100,7 @@ class DistilledSteps:
         sample, self._rows = unwrap(batch)
         self._labels = labels_in(sample)
         before = self._count
-        with self._recording() as recorder:
+        with self._recording(self._ask if self._transfer is None else None) as recorder:
             output = own(sample, *args, **kwargs)
         calls = recorder.take()
         if not self._module.automatic_optimization:
@@ -155,14 +155,20 @@ class DistilledSteps:
         assert recorder is not None
         inputs = transfer.batch(self.moment.step, trainer.global_rank, trainer.world_size).to(self._module.device)
         amid_step = recorder.active
-        with recorder.recording():
+        with recorder.recording(self._ask):
             self._module.get_submodule(self._student)(trainer.precision_plugin.convert_input(inputs))
         recorder.active = amid_step
         return recorder.take()
 
-    def _recording(self) -> AbstractContextManager[Recorder]:
+    def _recording(self, ask: Ask | None = None) -> AbstractContextManager[Recorder]:
         assert self._recorder is not None
-        return self._recorder.recording()
+        return self._recorder.recording(ask)
+
+    def _ask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The teachers' answer, where the student's will be trained."""
+        if self._engine.cache is not None or not torch.is_grad_enabled():
+            return None
+        return self._engine.ask(args, kwargs, self.moment.step)
 
     def _refuse_step(self) -> None:
         raise CompressionError(

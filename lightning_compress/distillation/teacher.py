@@ -194,6 +194,8 @@ class Teacher:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(like.device, like.dtype if tensor.is_floating_point() and not keep else tensor.dtype)
 
+        if not call.kwargs and all(isinstance(value, Tensor) for value in call.args):  # in most steps; trees are slow
+            return TracingInput(call.module, tuple(move(value) for value in call.args), {})
         return call.map(move)
 
 

@@ -134,13 +134,13 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
     flags = [(part, part.training) for part in module.modules()]
     try:
         for part, flag in flags:
-            if flag:  # to set an attribute of a module costs microseconds, in each step of a fit
-                part.training = False
+            if flag:  # the module's own setter costs microseconds, in each step of a fit
+                object.__setattr__(part, "training", False)
         yield
     finally:
         for part, flag in flags:
             if part.training is not flag:
-                part.training = flag
+                object.__setattr__(part, "training", flag)
 
 
 @contextmanager

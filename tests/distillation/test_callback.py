@@ -368,3 +368,26 @@ def test_a_half_precision_folded_teacher_says_nearly_the_same():
     assert isinstance(trained().network.norm, nn.BatchNorm2d)
     assert (answers[0].argmax(1) == answers[1].argmax(1)).float().mean() > 0.98
     distil(User(), Teacher(trained(), fold=True, dtype="bfloat16"), max_epochs=1)
+
+
+def test_the_teacher_sees_the_inputs_as_the_student_got_them():
+    """A student that works in place leaves other numbers behind; and a look without gradients asks nobody."""
+
+    class InPlace(User):
+        def forward(self, images):
+            return super().forward(images.mul_(0.0))
+
+        def training_step(self, batch, batch_idx):
+            with torch.no_grad():
+                self(batch[0].clone())
+            return super().training_step(batch, batch_idx)
+
+    seen = []
+
+    def teacher(images):
+        seen.append(float(images.abs().sum()))
+        return torch.zeros(len(images), 10)
+
+    fit(InPlace(), Distillation(teacher, fidelity=False), max_epochs=1, limit_train_batches=3)
+    assert len(seen) == 1 + 3  # the first call finds out whether the outputs fit
+    assert min(seen[1:]) > 0
