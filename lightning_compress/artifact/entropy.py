@@ -89,14 +89,16 @@ def decode_symbols(coder: Coder, data: bytes, count: int) -> NDArray[np.uint8]:
     return np.frombuffer(raw, np.uint8)
 
 
-def deflate(data: bytes, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> bytes:
-    """A raw DEFLATE stream; the settings are fixed, for equal input gives equal files."""
-    coder = zlib.compressobj(9, zlib.DEFLATED, -15, 9, strategy)
+def deflate(data: bytes, strategy: int = zlib.Z_DEFAULT_STRATEGY, words: bytes = b"") -> bytes:
+    """A raw DEFLATE stream, which may refer to ``words``; the settings are fixed, for equal input gives equal files."""
+    coder = zlib.compressobj(9, zlib.DEFLATED, -15, 9, strategy, words)
     return coder.compress(data) + coder.flush()
 
 
-def inflate(data: bytes, size: int) -> bytes:
+def inflate(data: bytes, size: int, words: bytes = b"") -> bytes:
     """The ``size`` bytes in a raw DEFLATE stream; a stream that would swell to more is stopped.
+
+    A stream that was written without ``words`` is read with them too: it refers to none.
 
     Raises:
         FormatError: no DEFLATE, not its end, bytes behind it, or another size.
@@ -104,7 +106,7 @@ def inflate(data: bytes, size: int) -> bytes:
     >>> inflate(deflate(b"abc"), 3)
     b'abc'
     """
-    decoder = zlib.decompressobj(-15)
+    decoder = zlib.decompressobj(-15, words)
     try:
         raw = decoder.decompress(data, size + 1)  # one more than expected, so that the end itself is reached
     except zlib.error as error:

@@ -18,7 +18,7 @@ from lightning_compress.artifact.index import MAX_DIMENSIONS
 from lightning_compress.artifact.plan_json import plan_from_json, plan_to_json
 from lightning_compress.artifact.summary import FileSummary, inspect_compressed
 from lightning_compress.errors import CompressionError, did_you_mean
-from lightning_compress.plan import Plan
+from lightning_compress.plan import Plan, condensed
 from lightning_compress.plan.shape import Shape
 
 M = TypeVar("M", bound=nn.Module)
@@ -66,7 +66,7 @@ def save_compressed(
         Path(path),
         tensors,
         aliases=aliases,
-        plan=plan_to_json(Plan.of(module)),
+        plan=plan_to_json(condensed(Plan.of(module))),
         class_name=type(module).__qualname__[:MAX_NAME],
         metadata={key: text for key, text in texts.items() if text},
         coder=coder,

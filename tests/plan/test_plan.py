@@ -15,6 +15,7 @@ from lightning_compress.plan import (
     Plan,
     ReplaceModule,
     Slice,
+    condensed,
     explain,
     read_checkpoint,
 )
@@ -145,3 +146,17 @@ def test_a_checkpoint_has_both_or_neither():
     for broken in ([], {"plan": plan().to_state()}, {"journal": []}):
         with pytest.raises(PlanError, match="no plan and journal"):
             read_checkpoint({CHECKPOINT_KEY: broken})
+
+
+@pytest.mark.parametrize("length", range(5))
+def test_the_condensed_plan_leads_to_the_same_network(length):
+    long, short = Net(), Net()
+    short.load_state_dict(long.state_dict())
+    edits = plan().edits[:length]
+    Plan(edits).apply_to(long)
+    condensed(Plan(edits)).apply_to(short)
+    assert shapes(short) == shapes(long)
+    values = torch.randn(3, long.first.in_features)
+    assert torch.equal(short.eval()(values), long.eval()(values))
+    condensed(Plan(edits)).apply_to(long)  # and back and forth between the two
+    assert shapes(short) == shapes(long)
