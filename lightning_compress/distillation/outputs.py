@@ -1,15 +1,15 @@
-"""Where the logits lie in what a network returns, and the labels in a batch."""
+"""Where the logits lie in what a network returns."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.training.batches import labels_in
 
-LABEL_KEYS = ("labels", "label", "targets", "target", "y", "classes")
+__all__ = ["labels_in", "logits_in"]
 
 
 def logits_in(output: object) -> Tensor:
@@ -35,17 +35,3 @@ def logits_in(output: object) -> Tensor:
         f"No logits in an output of type {type(output).__name__}: return a tensor, a tuple that begins with it, or "
         'something with "logits"; or name the submodule that does with student="...".'
     )
-
-
-def labels_in(batch: Any) -> Tensor | None:
-    """The second tensor of a tuple, or what is called ``labels``, ``targets`` or the like; None where there is none.
-
-    >>> import torch
-    >>> labels_in((torch.zeros(2, 3), torch.tensor([0, 1]))).tolist()
-    [0, 1]
-    """
-    if isinstance(batch, Mapping):
-        return next((batch[key] for key in LABEL_KEYS if isinstance(batch.get(key), Tensor)), None)
-    if isinstance(batch, tuple | list) and len(batch) > 1 and isinstance(batch[1], Tensor):
-        return batch[1]
-    return None

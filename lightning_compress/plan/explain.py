@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lightning_compress.errors import PlanError
+from lightning_compress.plan.exits import AttachExits
 from lightning_compress.plan.journal import Journal
 from lightning_compress.plan.plan import Plan
 from lightning_compress.plan.record import Record
@@ -74,6 +75,8 @@ def _describe(edit: PlanEdit) -> str:
     label = edit.label if len(edit.label) <= LONGEST else f"{edit.label[:LONGEST]}..."
     if isinstance(edit, ReplaceModule):
         return f"{label or 'replace'}: {edit.module!r} became {edit.spec['type']}"
+    if isinstance(edit, AttachExits):
+        return f"{label or 'exits'}: {len(edit.points)} heads, behind {', '.join(map(repr, edit.points))}"
     widths = [
         f"{c.module}.{c.name} {c.before} -> {c.after}" for c in edit.attributes if c.name.startswith(("out", "hidden"))
     ]

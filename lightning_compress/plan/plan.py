@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_compress.errors import PlanError
 from lightning_compress.plan.edits import named_tensors
+from lightning_compress.plan.exits import AttachExits
 from lightning_compress.plan.record import Record
 from lightning_compress.plan.replacement import ReplaceModule
 from lightning_compress.plan.state import PlanEdit, edits_from_state, edits_to_state
@@ -109,7 +110,7 @@ class PlanDifference:
 
 def _check_growth(module: nn.Module, edits: Sequence[PlanEdit]) -> None:
     """Refuse replacements out of all proportion to the network: what they replace is kept, so each takes memory."""
-    asked = sum(edit.extent.elements for edit in edits if isinstance(edit, ReplaceModule))
+    asked = sum(edit.extent.elements for edit in edits if isinstance(edit, ReplaceModule | AttachExits))
     if asked > SMALL:
         present = sum(tensor.numel() for tensor in {id(t): t for t in named_tensors(module).values()}.values())
         if asked > GROWTH * present:

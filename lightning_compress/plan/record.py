@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_compress.errors import PlanError
 from lightning_compress.plan.edits import Edit, KeepIndices, RegrowIndices, first_names, named_tensors
+from lightning_compress.plan.exits import AttachExits, DetachExits
 from lightning_compress.plan.journal import Journal
 from lightning_compress.plan.replacement import ReplaceModule, RestoreModule
 from lightning_compress.plan.shape import Shape
@@ -163,6 +164,8 @@ def _recorded(module: nn.Module, name: str) -> Iterable[tuple[str, nn.Module]]:
 
 
 def _inverse(edit: PlanEdit, original: nn.Module | None) -> Edit:
+    if isinstance(edit, AttachExits):
+        return DetachExits(edit)
     return RegrowIndices(edit) if isinstance(edit, KeepIndices) else RestoreModule(edit, original)
 
 
@@ -171,6 +174,9 @@ def _moved(edit: PlanEdit, place: str, name: str, aliases: dict[str, list[str]])
     if isinstance(edit, ReplaceModule):
         inner = _inside(edit.module, place)
         return replace(edit, module=_join(name, inner)) if inner else None
+    if isinstance(edit, AttachExits):
+        inner = _inside(edit.place, place)
+        return None if inner is None else replace(edit, place=_join(name, inner))
     slices = []
     for part in edit.slices:
         inner = next(filter(None, (_inside(one, place) for one in [part.tensor, *aliases.get(part.tensor, [])])), None)
@@ -195,6 +201,8 @@ def _check_shape(module: nn.Module, edits: Sequence[PlanEdit]) -> None:
     """Refuse a module whose tensors are not as long as ``edits`` left them; what a spec brought is not looked at."""
     tensors, lengths = named_tensors(module), dict[tuple[str, int], int]()
     for edit in reversed(edits):
+        if isinstance(edit, AttachExits):
+            continue
         if isinstance(edit, ReplaceModule):
             tensors = {name: t for name, t in tensors.items() if not name.startswith(f"{edit.module}.")}
             continue

@@ -29,6 +29,8 @@ class Shape:
         """Put everything back."""
         for owner, slots in self._owners:
             present = _slots(owner)
+            for key in [key for key in owner._modules if key not in slots]:
+                delattr(owner, key)
             for key, value in slots.items():
                 if present.get(key) is not value:
                     setattr(owner, key, value)

@@ -12,9 +12,13 @@ import torch
 from torch import nn
 
 from lightning_compress.errors import PlanError, did_you_mean
+from lightning_compress.plan.concatenation import Concatenation
+from lightning_compress.plan.pass_through import PassThrough
 
 ModuleSpec: TypeAlias = Mapping[str, Any]
-"""``{"type": name, "arguments": {...}}`` or ``{"type": "Sequential", "children": [[name, spec], ...]}``."""
+"""``{"type": name, "arguments": {...}}`` or ``{"type": "Sequential", "children": [[name, spec], ...]}``; a
+``"Concatenation"`` has children too.
+"""
 
 _Check: TypeAlias = Callable[[object], bool]
 _Arguments: TypeAlias = Mapping[str, _Check]
@@ -93,9 +97,11 @@ _LEAVES: dict[str, tuple[type[nn.Module], _Arguments]] = {
     "BatchNorm2d": (nn.BatchNorm2d, _NORM),
     "BatchNorm3d": (nn.BatchNorm3d, _NORM),
     "Identity": (nn.Identity, {}),
+    "PassThrough": (PassThrough, {}),
     "ReLU": (nn.ReLU, {}),
     "Flatten": (nn.Flatten, {"start_dim": _dimension, "end_dim": _dimension}),
 }
+_CONTAINERS: dict[str, type[nn.Module]] = {"Sequential": nn.Sequential, "Concatenation": Concatenation}
 
 
 def check_spec(spec: ModuleSpec) -> Extent:
@@ -166,11 +172,11 @@ def _skeleton(spec: ModuleSpec) -> nn.Module:
 
 
 def _build(spec: ModuleSpec) -> nn.Module:
-    if spec["type"] == "Sequential":
-        sequence = nn.Sequential()
+    if spec["type"] in _CONTAINERS:
+        container = _CONTAINERS[spec["type"]]()
         for name, child in spec["children"]:
-            sequence.add_module(name, _build(child))
-        return sequence
+            container.add_module(name, _build(child))
+        return container
     kind, _ = _LEAVES[spec["type"]]
     arguments = {
         key: tuple(value) if isinstance(value, list) else value for key, value in spec.get("arguments", {}).items()
@@ -185,7 +191,8 @@ def _checked(spec: object, depth: int) -> Iterator[None]:
             f"A module spec is a mapping with a 'type', nested at most {MAX_DEPTH} deep; got {type(spec).__name__}."
         )
     yield
-    if spec.get("type") == "Sequential":
+    kind = spec.get("type")
+    if _is_name(kind) and kind in _CONTAINERS:
         for child in _children(spec):
             yield from _checked(child, depth + 1)
     else:
@@ -195,7 +202,7 @@ def _checked(spec: object, depth: int) -> Iterator[None]:
 def _check_leaf(spec: ModuleSpec) -> None:
     kind, arguments = spec.get("type"), spec.get("arguments", {})
     if not _is_name(kind) or kind not in _LEAVES:
-        hint = did_you_mean(str(kind), [*_LEAVES, "Sequential"]) if _is_name(kind) else ""
+        hint = did_you_mean(str(kind), [*_LEAVES, *_CONTAINERS]) if _is_name(kind) else ""
         raise PlanError(f"No module type {short(kind)} in a spec. {hint}")
     if not isinstance(arguments, Mapping) or not set(spec) <= {"type", "arguments"}:
         raise PlanError(f"The spec of a {kind} has the keys 'type' and 'arguments' only, not {short(list(spec))}.")
@@ -211,12 +218,14 @@ def _check_leaf(spec: ModuleSpec) -> None:
 def _children(spec: ModuleSpec) -> list[object]:
     pairs = spec.get("children")
     if set(spec) != {"type", "children"} or not isinstance(pairs, list | tuple) or len(pairs) > MAX_MODULES:
-        raise PlanError(f"The spec of a Sequential has 'children': at most {MAX_MODULES} pairs of a name and a spec.")
+        raise PlanError(
+            f"The spec of a {spec['type']} has 'children': at most {MAX_MODULES} pairs of a name and a spec."
+        )
     names = [pair[0] for pair in pairs if isinstance(pair, list | tuple) and len(pair) == 2 and _is_name(pair[0])]
     if len(names) != len(pairs) or not all(name.replace("_", "a").isalnum() for name in names):
-        raise PlanError("A child in a Sequential's spec is a pair of an identifier or number and a spec.")
+        raise PlanError("A child in a container's spec is a pair of an identifier or number and a spec.")
     if len(set(names)) != len(names):
-        raise PlanError(f"The children in a Sequential's spec have a name twice: {short(names)}.")
+        raise PlanError(f"The children in a container's spec have a name twice: {short(names)}.")
     return [pair[1] for pair in pairs]
 
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from lightning_compress.errors import PlanError
 from lightning_compress.plan.edits import MAX_DIMENSION, MAX_SIZE, Attribute, AttributeValue, KeepIndices, Slice
+from lightning_compress.plan.exits import AttachExits
 from lightning_compress.plan.replacement import ReplaceModule
 
-PlanEdit: TypeAlias = KeepIndices | ReplaceModule
+PlanEdit: TypeAlias = KeepIndices | ReplaceModule | AttachExits
 """An edit that a Plan may hold; the others are inverses."""
 
 MAX_NAME, MAX_LABEL = 1_000, 2**20
@@ -46,6 +47,9 @@ def _edit_to_state(edit: PlanEdit) -> dict[str, Any]:
     state: dict[str, Any] = {"kind": edit.kind, "label": edit.label[:MAX_LABEL]}
     if isinstance(edit, ReplaceModule):
         return {**state, "module": edit.module, "spec": edit.spec}
+    if isinstance(edit, AttachExits):
+        lists = {"points": list(edit.points), "pools": list(edit.pools), "heads": list(edit.heads)}
+        return {**state, "place": edit.place, "confidence": edit.confidence, **lists}
     slices = [[part.tensor, part.dim, part.size, part.kept] for part in edit.slices]
     attributes = [[change.module, change.name, change.before, change.after] for change in edit.attributes]
     return {**state, "slices": slices, "attributes": attributes}
@@ -59,6 +63,7 @@ class _Reader:
         self._kinds: dict[object, tuple[set[str], Callable[[dict[str, Any], str], PlanEdit]]] = {
             KeepIndices.kind: ({"slices", "attributes"}, self._keep),
             ReplaceModule.kind: ({"module", "spec"}, self._replace),
+            AttachExits.kind: ({"place", "points", "pools", "confidence", "heads"}, self._exits),
         }
 
     def take(self, what: str, number: int) -> None:
@@ -88,6 +93,16 @@ class _Reader:
 
     def _replace(self, state: dict[str, Any], where: str) -> ReplaceModule:
         edit = ReplaceModule(_text(state["module"], where), state["spec"], _text(state["label"], where, MAX_LABEL))
+        self.take("modules", edit.extent.modules)
+        return edit
+
+    def _exits(self, state: dict[str, Any], where: str) -> AttachExits:
+        lists = [state[key] for key in ("points", "pools", "heads")]
+        if not all(isinstance(one, list | tuple) for one in lists):
+            raise PlanError(f"{where}: points, pools and heads are lists.")
+        points, pools, heads = map(tuple, lists)
+        place, confidence = _text(state["place"], where), _text(state["confidence"], where)
+        edit = AttachExits(place, points, pools, confidence, heads, _text(state["label"], where, MAX_LABEL))
         self.take("modules", edit.extent.modules)
         return edit
 

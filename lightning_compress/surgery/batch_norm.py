@@ -198,6 +198,47 @@ def recalibrate_batchnorm_(
             norm.momentum = momentum
 
 
+def recalibrate_if_better_(
+    root: nn.Module,
+    batches: Sequence[Any],
+    forward: Callable[[nn.Module, Any], object] | None = None,
+    *,
+    loss: Callable[[nn.Module], float],
+    always: bool = False,
+) -> tuple[bool, float, float]:
+    """Estimate the running statistics of every BatchNorm anew, and keep those with which ``loss`` is lower.
+
+    After a change that was fitted to weights alone that helps much; after one that was fitted to data it can ruin the
+    network, since a fit shrinks outputs on purpose where they are noise, and new statistics blow them up again.
+
+    Args:
+        root: the network.
+        batches: see :func:`recalibrate_batchnorm_`.
+        forward: likewise.
+        loss: of the network on calibration data.
+        always: keep the new ones whatever the loss.
+
+    Returns:
+        Whether the new ones are kept, the loss without and with them.
+
+    >>> net = nn.BatchNorm1d(1).eval()
+    >>> recalibrate_if_better_(net, [torch.tensor([[1.0], [3.0]])], loss=lambda net: 1 - net.running_mean.item())
+    (True, 1.0, -1.0)
+    """
+    norms = [module for module in root.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
+    before = loss(root)
+    if not norms:
+        return False, before, before
+    kept = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+    recalibrate_batchnorm_(root, batches, forward)
+    after = loss(root)
+    if always or after < before:
+        return True, before, after
+    for buffer, value in kept:
+        buffer.copy_(value)
+    return False, before, after
+
+
 def _run(root: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], object]) -> None:
     count = 0
     for batch in batches:

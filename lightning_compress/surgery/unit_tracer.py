@@ -62,7 +62,7 @@ RESHAPES = frozenset(["view", "_unsafe_view", "reshape", "flatten", "unflatten",
 COPIES = frozenset(["clone", "contiguous", "detach", "alias", "lift_fresh", "_to_copy"])
 """Operations whose result has the very labels of their first argument."""
 ELEMENTWISE = frozenset(
-    ["_softmax", "_log_softmax", "cumsum", "cumprod", "native_dropout", "bernoulli", "_safe_softmax"]
+    ["_softmax", "_log_softmax", "cumsum", "cumprod", "native_dropout", "bernoulli", "_safe_softmax", "hardswish"]
 )
 """Like those tagged as pointwise; where zero is not neutral the trial cut shows it."""
 REDUCTIONS = frozenset(

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from lightning_compress.errors import CompressionError
-from lightning_compress.plan import CHECKPOINT_KEY, Journal, KeepIndices, Plan, Record, ReplaceModule, read_checkpoint
+from lightning_compress.plan import (
+    CHECKPOINT_KEY,
+    AttachExits,
+    Journal,
+    KeepIndices,
+    Plan,
+    Record,
+    ReplaceModule,
+    read_checkpoint,
+)
 from lightning_compress.random_states import isolated_random_states
 from lightning_compress.surgery import TracingInput, capture, private_copy, verify_edit
 from lightning_compress.training import private
@@ -182,7 +191,7 @@ class Session:
             return error
         return None
 
-    def apply(self, edit: KeepIndices | ReplaceModule) -> None:
+    def apply(self, edit: KeepIndices | ReplaceModule | AttachExits) -> None:
         """Make an edit that has been proved: gradients go, followers follow, the data-parallel wrapper is renewed."""
         self.module.zero_grad(set_to_none=True)
         self.record.apply(edit)

@@ -1,7 +1,12 @@
-"""Networks and real data to try things on."""
+"""Networks and real data to try things on.
+
+``build("mobilenet_v2", num_classes=10, width=0.5, image_size=32)`` makes any of ``NETWORKS``: the LeNets, SqueezeNet,
+MobileNet, ShuffleNet and Xception, and ResNet and VGG to teach them.
+"""
 
 from typing import TYPE_CHECKING, Any
 
+from lightning_compress.zoo.catalog import NETWORKS, build
 from lightning_compress.zoo.lenet import LeNet5, LeNet300
 from lightning_compress.zoo.resnet import SmallResNet
 
@@ -10,7 +15,7 @@ if TYPE_CHECKING:
     from lightning_compress.zoo.digits import Digits
     from lightning_compress.zoo.textures import Textures
 
-__all__ = ["Classifier", "Digits", "LeNet5", "LeNet300", "SmallResNet", "Textures"]
+__all__ = ["NETWORKS", "Classifier", "Digits", "LeNet5", "LeNet300", "SmallResNet", "Textures", "build"]
 
 
 def __getattr__(name: str) -> Any:

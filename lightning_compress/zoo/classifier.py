@@ -11,14 +11,8 @@ from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_compress.errors import CompressionError, did_you_mean
-from lightning_compress.zoo.lenet import LeNet5, LeNet300
-from lightning_compress.zoo.resnet import SmallResNet
+from lightning_compress.zoo.catalog import build
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "lenet_300_100": LeNet300,
-    "lenet_5": LeNet5,
-    "small_resnet": SmallResNet,
-}
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -36,8 +30,8 @@ class Classifier(LightningModule):
     ``load_from_checkpoint(path, network=...)`` again.
 
     Args:
-        network: ``"lenet_300_100"``, ``"lenet_5"``, ``"small_resnet"``, or any module from a batch to scores
-            (N, num_classes).
+        network: a name of :data:`lightning_compress.zoo.NETWORKS`, such as ``"lenet_300_100"`` or ``"mobilenet_v2"``,
+            or any module from a batch to scores (N, num_classes).
         num_classes: number of classes.
         network_options: keyword arguments (primitives) of a network given by name, besides ``num_classes``.
         optimizer: ``"adamw"``, ``"adam"``, ``"rmsprop"`` or ``"sgd"`` (with Nesterov momentum 0.9).
@@ -122,5 +116,4 @@ def _build(network: str | nn.Module, num_classes: int, options: Mapping[str, Any
                 f"a {type(network).__name__} was given. Leave them out."
             )
         return network
-    _check_known("network", network, NETWORKS)
-    return NETWORKS[network](num_classes=num_classes, **options)
+    return build(network, num_classes=num_classes, **options)

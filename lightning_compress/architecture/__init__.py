@@ -1,0 +1,1 @@
+"""Trained layers made of smaller ones: low rank and depthwise separable."""

@@ -1,0 +1,1 @@
+"""One factorisation a file, found by its name."""

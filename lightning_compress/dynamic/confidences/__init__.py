@@ -1,0 +1,1 @@
+"""Confidences: ``function(logits, earlier) -> scores``, one in each file, found by its name."""
