@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from lightning_compress.artifact import inspect_compressed, load_compressed, save_compressed
     from lightning_compress.artifact.callback import SaveCompressed
     from lightning_compress.distillation import Distillation, DistillationModule
+    from lightning_compress.dynamic import EarlyExits
     from lightning_compress.errors import CompressionError
     from lightning_compress.measure import measure
     from lightning_compress.plan import Plan, explain
@@ -26,6 +27,7 @@ _HOME = {
     "CompressionError": "lightning_compress.errors",
     "Distillation": "lightning_compress.distillation",
     "DistillationModule": "lightning_compress.distillation",
+    "EarlyExits": "lightning_compress.dynamic",
     "NeuronPruning": "lightning_compress.pruning",
     "Plan": "lightning_compress.plan",
     "QuantizationAwareTraining": "lightning_compress.quantization",
@@ -44,6 +46,7 @@ _HOME = {
 _ROOMS = (
     "artifact",
     "distillation",
+    "dynamic",
     "measure",
     "plan",
     "pruning",
@@ -60,6 +63,7 @@ __all__ = [
     "CompressionError",
     "Distillation",
     "DistillationModule",
+    "EarlyExits",
     "NeuronPruning",
     "Plan",
     "QuantizationAwareTraining",

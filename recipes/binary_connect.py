@@ -9,7 +9,7 @@ from collections.abc import Callable
 from statistics import fmean
 
 from lightning.pytorch.callbacks import Callback
-from small_networks import OUTPUTS, TEST_TO_TRAIN, digits, figures, fresh, train
+from digits_fits import OUTPUTS, TEST_TO_TRAIN, digits, figures, fresh, train
 
 from lightning_compress.quantization import BinaryConnect, TernaryWeights
 from lightning_compress.report.arms import run_arms

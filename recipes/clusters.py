@@ -9,7 +9,7 @@ $ python recipes/clusters.py
 from statistics import fmean
 
 import torch
-from small_networks import OUTPUTS, TEST_TO_TRAIN, accuracy, digits, figures, fresh, train
+from digits_fits import OUTPUTS, TEST_TO_TRAIN, accuracy, digits, figures, fresh, train
 
 from lightning_compress.pruning import WeightPruning
 from lightning_compress.quantization import WeightClustering, share_weights

@@ -9,7 +9,7 @@ $ python recipes/criteria.py 10
 import sys
 
 import lightning as L
-from small_networks import OUTPUTS, TEST_TO_TRAIN, digits, figures, train
+from digits_fits import OUTPUTS, TEST_TO_TRAIN, digits, figures, train
 
 from lightning_compress.pruning import NeuronPruning, WeightPruning
 from lightning_compress.pruning.evidence import NEURONS_ONLY, WEIGHTS_ONLY, needs_of

@@ -9,7 +9,7 @@ $ python recipes/lenet_iterative.py 10
 import sys
 
 import lightning as L
-from small_networks import OUTPUTS, TEST_TO_TRAIN, digits, figures, train
+from digits_fits import OUTPUTS, TEST_TO_TRAIN, digits, figures, train
 
 from lightning_compress.pruning import WeightPruning
 from lightning_compress.report.arms import run_arms

@@ -12,7 +12,7 @@ import sys
 import warnings
 
 import lightning as L
-from small_networks import OUTPUTS, TEST_TO_TRAIN, digits, figures
+from digits_fits import OUTPUTS, TEST_TO_TRAIN, digits, figures
 
 from lightning_compress.pruning import WeightPruning
 from lightning_compress.report.arms import run_arms

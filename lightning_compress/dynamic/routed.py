@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -48,29 +49,43 @@ def routed(
         The tally of what is computed inside.
     """
     inference = ExitInference(module, thresholds=thresholds, confidence=confidence)
-    network = inference.network
-    tally = Tally(len(inference.bank.points))
-    former = network.__dict__.get("forward")
-    running = False
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        nonlocal running
-        if running or network.training or torch.is_grad_enabled():
-            own = former or type(network).forward.__get__(network)
-            return own(*args, **kwargs)
-        running = True
-        try:
-            found = inference.predict(*args, **kwargs)
-        finally:
-            running = False
-        tally.exits += torch.bincount(found.exits.cpu(), minlength=len(tally.exits))
-        tally.macs, tally.full_macs = tally.macs + found.macs, tally.full_macs + found.full_macs
-        return found.logits
-
+    network, former = inference.network, inference.network.__dict__.get("forward")
+    forward = RoutedForward(network, former, inference)
     network.__dict__["forward"] = forward
     try:
-        yield tally
+        yield forward.tally
     finally:
         del network.__dict__["forward"]
         if former is not None:
             network.__dict__["forward"] = former
+
+
+class RoutedForward:
+    """Stands on a network in the place of its forward; in a copy of the network it is the network's own."""
+
+    def __init__(self, network: nn.Module, former: Any = None, inference: ExitInference | None = None) -> None:
+        self._network, self._former, self._inference = network, former, inference
+        self._running = False
+        self.tally = Tally(0 if inference is None else len(inference.bank.points))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the network returns."""
+        inference, network = self._inference, self._network
+        if inference is None or self._running or network.training or torch.is_grad_enabled():
+            own = self._former or type(network).forward.__get__(network)
+            return own(*args, **kwargs)
+        self._running = True
+        try:
+            found = inference.predict(*args, **kwargs)
+        finally:
+            self._running = False
+        tally = self.tally
+        tally.exits += torch.bincount(found.exits.cpu(), minlength=len(tally.exits))
+        tally.macs, tally.full_macs = tally.macs + found.macs, tally.full_macs + found.full_macs
+        return found.logits
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RoutedForward:
+        return RoutedForward(memo.get(id(self._network), self._network), copy.deepcopy(self._former, memo))
+
+    def __reduce__(self) -> tuple[type[RoutedForward], tuple[Any, ...]]:
+        return RoutedForward, (self._network, self._former)

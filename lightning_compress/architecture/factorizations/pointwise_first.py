@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ class PointwiseFirst(Factorization):
         root = values[:, :multiplier].sqrt()
         mixing = (left[:, :, :multiplier] * root[:, None]).transpose(1, 2)
         kernels = root[:, :, None] * right[:, :multiplier]
-        for _ in range(rounds if problem.gram is not None else 0):
+        for _ in range(ceil(rounds / 2) if problem.gram is not None else 0):  # each is exact here
             kernels = _filters(problem, mixing)
             mixing = _mixing(problem, kernels)
         ends = mixing.norm(dim=2), kernels.norm(dim=2)
