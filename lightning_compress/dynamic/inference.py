@@ -225,7 +225,7 @@ class ExitInference:
         exits = len(self.bank.points)
         calibrated = self.bank.shares.tolist()
         shares = list(given) if given is not None else calibrated
-        if given is None and shares[0] != shares[0]:
+        if given is None and not any(shares):
             shares = [0.5**number for number in range(exits + 1)]
         if len(shares) != exits + 1 or min(shares) < 0 or sum(shares) <= 0:
             raise CompressionError(f"shares={shares}: one for each of {exits} exits and for the end, none negative.")

@@ -32,7 +32,7 @@ class ExitBank(nn.Module):
         heads: from pooled features (N, features) to logits (N, classes).
         thresholds: one for each head: a sample leaves where its confidence reaches it; infinite where nobody leaves.
         costs: multiply-accumulates of a sample that leaves there, the heads before included; the last is of the whole.
-        shares: for each exit the share of calibration samples that left there; NaN before a calibration.
+        shares: for each exit the share of calibration samples that left there; zeros before a calibration.
 
     >>> bank = ExitBank(["0"], [1], "margin", [nn.Linear(3, 2)])
     >>> bank.logits(0, torch.zeros(5, 3, 4, 4)).shape, bank(torch.ones(2)).tolist()
@@ -51,7 +51,7 @@ class ExitBank(nn.Module):
         self.heads = nn.ModuleList(heads)
         self.register_buffer("thresholds", torch.full((len(points),), float("inf")))
         self.register_buffer("costs", torch.zeros(len(points) + 1, dtype=torch.float64))
-        self.register_buffer("shares", torch.full((len(points) + 1,), float("nan")))
+        self.register_buffer("shares", torch.zeros(len(points) + 1))
 
     def forward(self, value: Tensor) -> Tensor:
         """``value``."""

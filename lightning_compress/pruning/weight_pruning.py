@@ -39,7 +39,8 @@ class WeightPruning(EvidenceCallback):
     weights in the file, under EMA too. What has been pruned stays pruned, unless ``regrow`` says otherwise.
 
     Args:
-        sparsity: share of the targeted entries that end as zeros, in [0, 1); exact. Omitted where ``pattern`` fixes it.
+        sparsity: share of the targeted entries that end as zeros, in [0, 1); exact. Omitted where ``pattern`` fixes it,
+            or where ``keep_zeros`` is all that is wanted.
         criterion: name of a function in ``pruning/criteria`` that judges weights, or any callable. What it needs to
             know is gathered from the training passes.
         allocation: "global" ranks all targeted weights together, "uniform" takes the same share everywhere; "erk",
@@ -55,6 +56,8 @@ class WeightPruning(EvidenceCallback):
             fit), "dense" (all come back in the end).
         data: batches for criteria that need activations or gradients at one moment, and for "sensitivity", read anew at
             each cut; None takes them from the training passes, for free.
+        keep_zeros: entries that are zero when the fit starts stay so: training goes on with a pruned network, such as
+            one from a ``.lcz`` file. ``sparsity`` then counts them too.
         targets: patterns for names of layers or parameters; None: weights of Linear, convolution, attention and
             recurrent layers.
         exclude: patterns of what to leave alone.
@@ -84,14 +87,16 @@ class WeightPruning(EvidenceCallback):
         rewind: str | float | None = None,
         regrow: Regrowth | str | Criterion | Mapping[str, Any] | None = None,
         data: Iterable[Any] | None = None,
+        keep_zeros: bool = False,
         targets: Sequence[str] | None = None,
         exclude: Sequence[str] = (),
         max_step: float | None = None,
         name: str | None = None,
     ) -> None:
         self._pattern = find_pattern(pattern)
+        self._keep_zeros = keep_zeros
         super().__init__(
-            _final(sparsity, self._pattern),
+            _final(0.0 if keep_zeros and sparsity is None and pattern is None else sparsity, self._pattern),
             criterion=criterion,
             data=data,
             schedule=schedule,
@@ -179,6 +184,9 @@ class WeightPruning(EvidenceCallback):
                 f"{self.state_key}(rewind=...) goes back to weights of the former shape, which another callback "
                 "changes. Prune neurons in a fit of their own."
             )
+        if self._keep_zeros and not self.masks.zeros:
+            self.masks.set({name: weight != 0 for name, weight in weights.items()})
+            self._reached = self.masks.zeros_in(weights) / sum(weight.numel() for weight in weights.values())
         self._handles = [opt.register_step_post_hook(lambda *_: self.masks.apply_()) for opt in trainer.optimizers]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -367,3 +367,21 @@ def test_masks_cost_nothing_between_edits(monkeypatch):
     pruning = lc.WeightPruning(0.5, schedule=Schedule("linear", rounds=4))
     fit(User(), pruning, train=loader(batch_size=5), max_epochs=2)
     assert len(calls) <= 6
+
+
+def test_training_goes_on_from_a_pruned_file_and_its_zeros_stay(tmp_path):
+    first = User()
+    fit(first, lc.WeightPruning(0.9), max_epochs=2)
+    lc.save_compressed(first, tmp_path / "pruned.lcz")
+    again = lc.load_compressed(tmp_path / "pruned.lcz", into=User())
+    before = {name: value.clone() for name, value in again.state_dict().items()}
+    callback = lc.WeightPruning(keep_zeros=True)
+    fit(again, callback, max_epochs=1)
+    for name, value in again.state_dict().items():
+        if name.endswith("weight"):
+            assert torch.equal(value == 0, before[name] == 0)
+            assert not torch.equal(value, before[name])
+    assert callback.reached == pytest.approx(0.9, abs=1e-3)
+    further = lc.WeightPruning(0.95, keep_zeros=True)
+    fit(again, further, max_epochs=3)
+    assert further.reached == pytest.approx(0.95, abs=1e-3)
