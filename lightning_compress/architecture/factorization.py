@@ -76,6 +76,10 @@ class Factorization(ABC):
         options = {tuple(rounded(share * rank, rank, multiple) for rank in full) for share in shares}
         return sorted(options)
 
+    def losses(self, problem: Problem, options: Sequence[Ranks], rounds: int) -> list[float]:
+        """The share of E|y|^2 that each of them loses."""
+        return [problem.loss(self.product(self.fit(problem, ranks, rounds), ranks).flatten(1)) for ranks in options]
+
     def weights(self, factors: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         """The weights of the layers, in the order of :meth:`layers`' leaves, of the factors of each group."""
         return [torch.cat(parts) for parts in zip(*factors, strict=True)]

@@ -77,5 +77,5 @@ def build(name: str, **options: Any) -> nn.Module:
         raise CompressionError(f"The zoo has no network {name!r}. {did_you_mean(str(name), NETWORKS)}")
     try:
         return NETWORKS[name](**options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise CompressionError(f"{name} cannot be built with {options}: {error}") from error

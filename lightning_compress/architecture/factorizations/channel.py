@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_compress.architecture.factorization import Factorization, Ranks, rounded
 from lightning_compress.architecture.geometry import Geometry
-from lightning_compress.architecture.least_squares import Problem, reduced_rank
+from lightning_compress.architecture.least_squares import Problem, explained, reduced_rank
 from lightning_compress.plan.specs import ModuleSpec
 
 
@@ -55,6 +55,11 @@ class Channel(Factorization):
         """Many: all of them follow from one decomposition."""
         (full,) = self.full(geometry)
         return sorted({(rounded(full * (step / 32) ** 1.5, full, multiple),) for step in range(1, 32)})
+
+    def losses(self, problem: Problem, options: Sequence[Ranks], rounds: int) -> list[float]:
+        """All from one decomposition."""
+        left = problem.energy - explained(problem).cumsum(0)
+        return [max(0.0, float(left[rank - 1])) / max(problem.energy, 1e-300) for (rank,) in options]
 
 
 channel = Channel()
