@@ -8,8 +8,8 @@ $ python recipes/binary_connect.py
 from collections.abc import Callable
 from statistics import fmean
 
-from lightning.pytorch.callbacks import Callback
 from digits_fits import OUTPUTS, TEST_TO_TRAIN, digits, figures, fresh, train
+from lightning.pytorch.callbacks import Callback
 
 from lightning_compress.quantization import BinaryConnect, TernaryWeights
 from lightning_compress.report.arms import run_arms

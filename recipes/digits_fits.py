@@ -1,4 +1,4 @@
-"""What the recipes on digits share: a split by seed, LeNet-300-100, one fixed fit, its figures.
+"""What the recipes on digits share: a split by seed, LeNet-300-100, one fixed fit, its figures."""
 
 from __future__ import annotations
 
