@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from lightning_compress.architecture.factorization import PACKAGE, Choice, Factorization
 from lightning_compress.architecture.geometry import Geometry, parameters_in
 from lightning_compress.architecture.least_squares import Problem
-from lightning_compress.plan import Record, ReplaceModule, named_tensors
+from lightning_compress.plan import Record, ReplaceModule
 from lightning_compress.plan.specs import build_module
 from lightning_compress.registry import resolve
 from lightning_compress.surgery.batch_norm import recalibrate_if_better_
+from lightning_compress.surgery.compensation import write_
 from lightning_compress.surgery.input_statistics import layer_weight
 from lightning_compress.surgery.paired_moments import PairedMoments, paired_moments
 from lightning_compress.surgery.tracing import TracingInput, float32, private_copy
@@ -114,7 +115,7 @@ def convert(
         moments = paired_moments(original, changed, name, calls, (times or {}).get(name, 1)) if calls else None
         edit, tensors, loss = replacement(name, layer, choice, moments, rounds=rounds)
         edit.apply(changed)
-        _write(changed, tensors)
+        write_(changed, tensors)
         edits.append(edit)
         values |= tensors
         before = sum(parameter.numel() for parameter in layer.parameters())
@@ -143,7 +144,7 @@ def apply_(module: nn.Module, conversion: Conversion, apply: Callable[[ReplaceMo
         apply(edit)
         if frozen:
             module.get_submodule(edit.module).requires_grad_(False)
-    _write(module, conversion.values)
+    write_(module, conversion.values)
 
 
 def output_error(original: nn.Module, changed: nn.Module, calls: Sequence[TracingInput]) -> float:
@@ -229,9 +230,3 @@ def _recalibrated(
     )
     return kept, after if kept else before
 
-
-@torch.no_grad()
-def _write(module: nn.Module, values: Mapping[str, Tensor]) -> None:
-    tensors = named_tensors(module)
-    for name, value in values.items():
-        tensors[name].copy_(value)

@@ -72,7 +72,7 @@ class Factorization(ABC):
     def options(self, geometry: Geometry, multiple: int) -> list[Ranks]:
         """Ranks to choose among for a budget, in multiples of ``multiple``."""
         full = self.full(geometry)
-        shares = [2 ** (-step / 2) for step in range(1, 2 * STEPS - 3)]
+        shares = [2 ** (-step / 2) for step in range(1, STEPS + 1)]
         options = {tuple(rounded(share * rank, rank, multiple) for rank in full) for share in shares}
         return sorted(options)
 

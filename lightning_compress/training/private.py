@@ -112,6 +112,31 @@ def _first_samples(loader: Any) -> Any:
     return loader.collate_fn([dataset[index] for index in range(min(size, len(dataset)))])
 
 
+def spread_train_batches(trainer: L.Trainer, module: L.LightningModule, samples: int) -> list[Any]:
+    """So many training samples, spread evenly over each loader's data set, in batches as ``training_step`` would get
+    them; always the same ones, and the loaders' iterators and generators are not touched.
+    """
+    combined = trainer.fit_loop._combined_loader
+    if combined is None:
+        raise CompressionError("The Trainer has no training data. Give the fit a train_dataloader.")
+    batches = []
+    for parts in zip(*[_spread_samples(loader, samples) for loader in combined.flattened], strict=False):
+        batch = trainer.precision_plugin.convert_input(tree_unflatten(list(parts), combined._spec))
+        batches.append(module._apply_batch_transfer_handler(batch, device=module.device))
+    return batches
+
+
+def _spread_samples(loader: Any, samples: int) -> Iterator[Any]:
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        yield _first_samples(loader)
+        return
+    dataset: Any = loader.dataset
+    count, size = min(samples, len(dataset)), loader.batch_size or FEW_SAMPLES
+    indices = [k * len(dataset) // count for k in range(count)]
+    for start in range(0, count, size):
+        yield loader.collate_fn([dataset[index] for index in indices[start : start + size]])
+
+
 def rehearse_training_step(module: nn.Module, trainer: L.Trainer, batch: Any) -> Any:
     """What ``training_step`` of a copy returns, which reads the Trainer but logs nothing and steps no optimizer."""
     assert isinstance(module, L.LightningModule)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import lightning as L
@@ -169,22 +169,30 @@ class Session:
             CompressionError: it does not; nothing has been touched.
         """
         verify_edit(self.module, edit, self.tracing, norms=norms)
-        if self._rehearse(None) is None and (error := self._rehearse(edit)) is not None:
+        self.rehearse([edit])
+
+    def rehearse(self, edits: Sequence[PlanEdit]) -> None:
+        """See on a copy that the whole training step still runs after ``edits``, as it did before.
+
+        Raises:
+            CompressionError: it does not; nothing has been touched.
+        """
+        if self._rehearse([]) is None and (error := self._rehearse(edits)) is not None:
             raise CompressionError(
-                f"After {edit.label!r} the training step no longer runs ({error}): it uses these layers outside of the "
+                f"After {edits[0].label!r} the training step no longer runs ({error}): it uses these layers outside of the "
                 "call that was traced. Leave them alone with exclude=, or set an example_input_array and a forward "
                 "that cover it."
             ) from error
 
-    def _rehearse(self, edit: KeepIndices | None) -> Exception | None:
-        """What a training step on a copy raises, with or without ``edit``."""
+    def _rehearse(self, edits: Sequence[PlanEdit]) -> Exception | None:
+        """What a training step on a copy raises after ``edits``."""
         trainer = self.trainer
         if trainer is None or not trainer.training:
             return None
         try:
             with isolated_random_states():
                 copy = private_copy(self.module)
-                if edit is not None:
+                for edit in edits:
                     edit.apply(copy)
                 private.rehearse_training_step(copy, trainer, private.small_train_batch(trainer, self.module))
         except Exception as error:

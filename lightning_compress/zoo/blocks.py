@@ -135,8 +135,8 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 def initialise_(network: nn.Module, *, linear_std: float | None = 0.01) -> None:
     """First weights as most of these papers have them, in place.
 
-    Convolutions: normal with the variance that keeps that of the gradients (He et al., ICCV 2015). Linear layers: normal
-    with ``linear_std``, or PyTorch's own with None. Biases: zero.
+    Convolutions: normal with the variance that keeps that of the gradients (He et al., ICCV 2015). Linear layers:
+    normal with ``linear_std``, or PyTorch's own with None. Biases: zero.
     """
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):

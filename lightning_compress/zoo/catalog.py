@@ -59,12 +59,14 @@ NETWORKS: dict[str, Builder] = {**LENETS, **STUDENTS, **TEACHERS}
 def build(name: str, **options: Any) -> nn.Module:
     """A network of the zoo with fresh weights.
 
-    Those of the students and the teachers have the keys and shapes of torchvision or timm (ShuffleNetV1 excepted, which
-    neither has), at any ``image_size``: ``build("mobilenet_v2").load_state_dict(...)`` takes people's pretrained weights.
+    Students and teachers have the keys and shapes of torchvision or timm (ShuffleNetV1 excepted, which neither has), at
+    any ``image_size``: ``build("mobilenet_v2").load_state_dict(...)`` takes people's pretrained weights. Only VGG's
+    first linear layer depends on the size of the pictures.
 
     Args:
         name: of :data:`NETWORKS`.
-        options: of the function behind the name, most often ``num_classes``, ``in_channels``, ``width``, ``image_size``.
+        options: of the function behind the name: most often ``num_classes``, ``in_channels``, ``width`` and
+            ``image_size``.
 
     Raises:
         CompressionError: an unknown name, or options that the network does not have or cannot be built with.

@@ -1,4 +1,4 @@
-"""Residual networks: one small enough for a laptop and rich enough to break careless surgery, and those of the paper."""
+"""Residual networks: one for a laptop, rich enough to break careless surgery, and those of the paper."""
 
 from itertools import pairwise
 

@@ -83,7 +83,7 @@ class ShuffleNetV1(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU()
         self.maxpool = max_pool(pool, padding=1)
-        stages = []
+        stages: list[nn.Module] = []
         for planned, repeats, stride in zip(CHANNELS[groups], REPEATS, halvings, strict=True):
             wide = _in_groups(planned, width, 4 * groups)
             units = [GroupedShuffleUnit(channels, wide, groups, groups if stages else 1, stride)]

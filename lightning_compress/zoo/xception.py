@@ -1,6 +1,7 @@
 """Xception as its author drew it."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -55,7 +56,7 @@ class XceptionBlock(nn.Module):
     def __init__(self, channels: Sequence[int], stride: int | None, begins_with_relu: bool = True) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for in_channels, out_channels in zip(channels, channels[1:], strict=False):
+        for in_channels, out_channels in pairwise(channels):
             layers += [nn.ReLU(), SeparableConvolution(in_channels, out_channels), nn.BatchNorm2d(out_channels)]
         if not begins_with_relu:
             del layers[0]

@@ -12,6 +12,9 @@ from lightning_compress.architecture.geometry import Geometry
 from lightning_compress.architecture.least_squares import Problem, alternate, balanced
 from lightning_compress.plan.specs import ModuleSpec
 
+MOST = 4
+"""Largest multiplier that a budget chooses among."""
+
 
 class DepthwiseFirst(Factorization):
     """k*k*I*O parameters become m*(k*k*I + I*O); the rank is the multiplier m.
@@ -35,9 +38,9 @@ class DepthwiseFirst(Factorization):
         return (min(geometry.group_outputs, geometry.positions),)
 
     def options(self, geometry: Geometry, multiple: int) -> list[Ranks]:
-        """Every multiplier below the break-even m < O k^2 / (O + k^2)."""
+        """Small multipliers below the break-even m < O k^2 / (O + k^2)."""
         outputs, positions = geometry.group_outputs, geometry.positions
-        return [(m,) for m in range(1, self.full(geometry)[0]) if m * (outputs + positions) < outputs * positions]
+        return [(m,) for m in range(1, min(MOST + 1, self.full(geometry)[0])) if m * (outputs + positions) < outputs * positions]
 
     def unfoldings(self, problem: Problem) -> list[Tensor]:
         """The slices of all input channels, below one another."""

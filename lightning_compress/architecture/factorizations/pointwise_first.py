@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from lightning_compress.architecture.factorization import Factorization, Ranks
+from lightning_compress.architecture.factorizations.depthwise_first import MOST
 from lightning_compress.architecture.geometry import Geometry
 from lightning_compress.architecture.least_squares import Problem, solve
 from lightning_compress.plan.specs import ModuleSpec
-
 
 
 class PointwiseFirst(Factorization):
@@ -36,9 +36,9 @@ class PointwiseFirst(Factorization):
         return (min(geometry.group_inputs, geometry.positions),)
 
     def options(self, geometry: Geometry, multiple: int) -> list[Ranks]:
-        """Every multiplier below the break-even."""
+        """Small multipliers below the break-even."""
         inputs, positions = geometry.group_inputs, geometry.positions
-        return [(m,) for m in range(1, self.full(geometry)[0]) if m * (inputs + positions) < inputs * positions]
+        return [(m,) for m in range(1, min(MOST + 1, self.full(geometry)[0])) if m * (inputs + positions) < inputs * positions]
 
     def unfoldings(self, problem: Problem) -> list[Tensor]:
         """The slices of all outputs, below one another."""
