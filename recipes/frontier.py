@@ -1,4 +1,4 @@
-"""Size against accuracy: a network pruned, shared and coded, next to small dense ones of equal file size.
+"""Size against accuracy: a network pruned (neurons, then weights), shared and coded, next to small ones of equal size.
 
 The rival is honest: a network that was small from the beginning, trained from scratch for as many epochs, its values
 shared and coded by the same means.
@@ -38,17 +38,19 @@ torch.set_num_threads(1)
 OUTPUTS = Path(os.environ.get("RECIPE_OUTPUTS", "outputs/recipes")) / "frontier"
 TEST_TO_TRAIN = 0.2 / 0.6
 DENSE = "dense fp32"
-EPOCHS = {"lenet_300_100": (30, 100, 30), "lenet_5": (20, 60, 20), "small_resnet": (12, 16, 6)}
-"""Dense, pruned, with shared values; a small network takes the first two together."""
+EPOCHS = {"lenet_300_100": (30, 40, 60, 40), "lenet_5": (20, 30, 30, 30), "small_resnet": (12, 8, 8, 6)}
+"""Dense, without neurons, without weights, with shared values; a small network takes the first three together."""
 
-KEPT = {
-    "lenet_300_100": (0.1, 0.05, 0.03, 0.022, 0.015, 0.01),
-    "lenet_5": (0.1, 0.05, 0.03, 0.02, 0.01),
-    "small_resnet": (0.3, 0.2, 0.1, 0.06),
+CUTS = {
+    "lenet_300_100": ((0.0, 0.95), (0.75, 0.7), (0.85, 0.5), (0.9, 0.5), (0.93, 0.4)),
+    "lenet_5": ((0.7, 0.7), (0.8, 0.6), (0.85, 0.5), (0.9, 0.5)),
+    "small_resnet": ((0.0, 0.8), (0.3, 0.6), (0.5, 0.5), (0.6, 0.6)),
 }
+"""Shares of neurons and, of the weights that then are left, of weights."""
+
 WIDTHS: dict[str, tuple[tuple[int, ...], ...]] = {
-    "lenet_300_100": ((100, 50), (60, 30), (40, 20), (28, 14), (20, 10), (14, 10)),
-    "lenet_5": ((8, 16, 100), (6, 12, 50), (5, 10, 30), (4, 8, 20)),
+    "lenet_300_100": ((60, 30), (40, 20), (28, 14), (20, 10)),
+    "lenet_5": ((8, 16, 50), (6, 12, 30), (4, 8, 20)),
     "small_resnet": ((8, 16, 32), (6, 12, 24), (4, 8, 16)),
 }
 
@@ -91,10 +93,20 @@ def shared(module: Classifier, data: Any, epochs: int) -> Classifier:
     """Values by rate and distortion, biases among them; those of the Deep Compression recipe."""
     target = Classifier(module.network, weight_decay=0.0)
     clustering = lc.WeightClustering(
-        6, objective="rate", first_rate=5e-4, rate=3e-3, importance="gradients", refresh=1, precision="float16",
+        6, objective="rate", first_rate=2e-4, rate=1e-3, importance="gradients", refresh=1, precision="float16",
         start=0, targets=["*.weight", "*.bias"],
     )  # fmt: skip
     return fit(target, data, epochs, clustering)
+
+
+def pruned(module: Classifier, data: Any, name: str, neurons: float, weights: float) -> Classifier:
+    """Neurons first, then single weights of what is left."""
+    _, second, third, _ = EPOCHS[name]
+    if neurons:
+        fit(module, data, second, lc.NeuronPruning(neurons, round_to=1))
+    else:
+        third += second
+    return fit(module, data, third, lc.WeightPruning(weights, max_step=1.0))
 
 
 def dense(name: str, data: Any, split: int) -> Classifier:
@@ -111,27 +123,29 @@ def dense(name: str, data: Any, split: int) -> Classifier:
     return module
 
 
-def run(kind: str, name: str, split: int, *, kept: float | None = None, widths: Sequence[int] = ()) -> dict[str, float]:
+def run(
+    kind: str, name: str, split: int, *, cuts: Sequence[float] = (), widths: Sequence[int] = ()
+) -> dict[str, float]:
     """One network on one split: accuracy on test and validation in per cent, bytes on the disk."""
     data = {"digits": Digits, "textures": Textures}[kind](seed=split)
     data.setup()
-    first, second, third = EPOCHS[name]
+    *before, last = EPOCHS[name]
     if widths:
         L.seed_everything(split, verbose=False)
         network = Classifier(small(name, widths, data.num_classes), num_classes=data.num_classes)
-        module = shared(fit(network, data, first + second), data, third)
+        module = shared(fit(network, data, sum(before)), data, last)
     else:
         module = dense(name, data, split)
-        if kept is not None:
+        if cuts:
             L.seed_everything(split, verbose=False)
-            module = shared(fit(module, data, second, lc.WeightPruning(1 - kept, max_step=1.0)), data, third)
+            module = shared(pruned(module, data, name, *cuts), data, last)
     with TemporaryDirectory() as folder:
         size = lc.save_compressed(module.network, Path(folder, "model.lcz")).bytes
     parameters = sum(parameter.numel() for parameter in module.parameters())
     return {
         "accuracy": accuracy(module, data.test),
         "validation": accuracy(module, data.validation),
-        "bytes": 4 * parameters if kept is None and not widths else size,
+        "bytes": size if cuts or widths else 4 * parameters,
     }
 
 
@@ -166,7 +180,9 @@ def main(kind: str, name: str, splits: int) -> None:
         logging.getLogger(logger).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     arms = {DENSE: lambda split: run(kind, name, split)}
-    arms |= {f"pruned {kept:.1%}": lambda split, kept=kept: run(kind, name, split, kept=kept) for kept in KEPT[name]}
+    for neurons, weights in CUTS[name]:
+        text = f"pruned {neurons:.0%} neurons {weights:.0%} weights".replace("%", "")
+        arms[text] = lambda split, cuts=(neurons, weights): run(kind, name, split, cuts=cuts)
     for widths in WIDTHS[name]:
         arms["small " + "-".join(map(str, widths))] = lambda split, widths=widths: run(kind, name, split, widths=widths)
     comparison = run_arms(arms, range(splits), OUTPUTS / f"{kind}-{name}", test_to_train=TEST_TO_TRAIN)
