@@ -26,7 +26,7 @@ from lightning_compress.report import FileResult, Network
 from lightning_compress.surgery import find_weights
 
 UNITS = {"": 1, "B": 1, "kB": 1000, "KB": 1000, "MB": 1000**2, "KiB": 1024, "MiB": 1024**2}
-KEPT = (0.005, 0.5)
+KEPT = (0.005, 0.95)
 """Shares of the weights between which the one to keep is sought."""
 
 RATES = 30.0

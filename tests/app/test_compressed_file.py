@@ -10,7 +10,7 @@ from lightning_compress.artifact import unpack_state
 from lightning_compress.report import Report
 from lightning_compress.zoo import Classifier
 
-SHORT = ("stages.dense.epochs=3", "stages.prune.epochs=6", "stages.cluster.epochs=2", "logger=csv",
+SHORT = ("stages.dense.epochs=3", "stages.neurons.epochs=3", "stages.prune.epochs=6", "stages.cluster.epochs=2", "logger=csv",
          "callbacks.weights.sparsity=0.8",
          "callbacks.clusters.rate=1e-4", "callbacks.clusters.first_rate=null")  # fmt: skip
 
@@ -35,9 +35,9 @@ def test_the_default_run_writes_a_file_and_scores_what_it_reads_back(command, re
 
 def test_the_steps_lead_from_the_dense_network_to_the_file(report):
     names, sizes = zip(*[(step.step, step.bytes) for step in report.file.steps], strict=True)
-    assert names == ("dense, fp32", "after 'prune'", "after 'cluster'", "Huffman-coded", "model.lcz")
-    assert list(sizes[:4]) == sorted(sizes[:4], reverse=True)
-    assert [step.real for step in report.file.steps] == [False, False, False, True, True]
+    assert names == ("dense, fp32", "after 'neurons'", "after 'prune'", "after 'cluster'", "Huffman-coded", "model.lcz")
+    assert list(sizes[:5]) == sorted(sizes[:5], reverse=True)
+    assert [step.real for step in report.file.steps] == [False] * 4 + [True] * 2
 
 
 def test_few_values_are_left_in_every_tensor(command, report):

@@ -96,7 +96,7 @@ def test_command_of_the_wheel_finds_its_recipes_and_runs(clean, tmp_path):
     wrong = run(command, "recipe=iterativ_pruning", cwd=tmp_path, check=False)
     assert wrong.returncode == 1
     assert "Did you mean 'iterative_pruning'?" in wrong.stderr
-    epochs = [f"stages.{stage}.epochs=1" for stage in ("dense", "prune", "cluster")]
+    epochs = [f"stages.{stage}.epochs=1" for stage in ("dense", "neurons", "prune", "cluster")]
     run(command, *epochs, "logger=csv", cwd=tmp_path)
     assert list(tmp_path.rglob("report.html"))
     assert list(tmp_path.rglob("model.lcz"))

@@ -6,7 +6,8 @@ from lightning_compress.app.targets import parse_size
 from lightning_compress.errors import CompressionError
 from lightning_compress.report import Report
 
-SHORT = ("stages.dense.epochs=2", "stages.prune.epochs=3", "stages.cluster.epochs=1", "logger=csv",
+SHORT = ("stages.dense.epochs=2", "stages.neurons.epochs=2", "stages.prune.epochs=3",
+         "callbacks.neurons.recover=null", "stages.cluster.epochs=1", "logger=csv",
          "callbacks.weights.schedule=cubic", "callbacks.weights.recover=null",
          "callbacks.weights.max_step=1.0")  # fmt: skip
 
@@ -17,11 +18,11 @@ def read(command):
 
 
 def test_a_size_is_kept_to_and_used(command, capfd):
-    assert command(*SHORT, "target.size=3kB") == 0
+    assert command(*SHORT, "target.size=1.2kB") == 0
     report, end = read(command)
-    assert 2000 < report.file.bytes <= 3000
-    assert (end["asked"], end["reached"]) == (3000, report.file.bytes)
-    assert "asked for at most 3,000 bytes, reached" in capfd.readouterr().out
+    assert 800 < report.file.bytes <= 1200
+    assert (end["asked"], end["reached"]) == (1200, report.file.bytes)
+    assert "asked for at most 1,200 bytes, reached" in capfd.readouterr().out
     assert report.file.bytes == (command.run_folder / "model.lcz").stat().st_size
 
 
