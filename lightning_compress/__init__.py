@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from lightning_compress.artifact import inspect_compressed, load_compressed, save_compressed
     from lightning_compress.artifact.callback import SaveCompressed
     from lightning_compress.distillation import Distillation, DistillationModule
-    from lightning_compress.dynamic import EarlyExits
+    from lightning_compress.dynamic import EarlyExits, StochasticDepth
     from lightning_compress.errors import CompressionError
     from lightning_compress.measure import measure
     from lightning_compress.plan import Plan, explain
@@ -33,6 +33,7 @@ _HOME = {
     "QuantizationAwareTraining": "lightning_compress.quantization",
     "Recovery": "lightning_compress.training",
     "SaveCompressed": "lightning_compress.artifact.callback",
+    "StochasticDepth": "lightning_compress.dynamic",
     "TernaryWeights": "lightning_compress.quantization",
     "WeightClustering": "lightning_compress.quantization",
     "WeightPruning": "lightning_compress.pruning",
@@ -69,6 +70,7 @@ __all__ = [
     "QuantizationAwareTraining",
     "Recovery",
     "SaveCompressed",
+    "StochasticDepth",
     "TernaryWeights",
     "WeightClustering",
     "WeightPruning",

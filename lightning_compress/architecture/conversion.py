@@ -147,11 +147,11 @@ def apply_(module: nn.Module, conversion: Conversion, apply: Callable[[ReplaceMo
     write_(module, conversion.values)
 
 
-def output_error(original: nn.Module, changed: nn.Module, calls: Sequence[TracingInput]) -> float:
-    """Squared differences of all outputs, relative to their variance in ``original``."""
+def output_error(expected: Sequence[Sequence[Tensor]], changed: nn.Module, calls: Sequence[TracingInput]) -> float:
+    """Squared differences of all outputs from the ``expected`` ones of each call, relative to their variance."""
     lost = energy = 0.0
-    for call in calls:
-        for one, two in zip(evaluate(original, call), evaluate(changed, call), strict=True):
+    for outputs, call in zip(expected, calls, strict=True):
+        for one, two in zip(outputs, evaluate(changed, call), strict=True):
             if one.is_floating_point():
                 wide = one.double()
                 lost += float((wide - two.double()).square().sum())
@@ -219,9 +219,10 @@ def _recalibrated(
     original: nn.Module, changed: nn.Module, calls: Sequence[TracingInput], recalibrate: bool | str
 ) -> tuple[bool, float]:
     """Whether the BatchNorms of ``changed`` have been estimated anew, and its error."""
+    expected = [evaluate(original, call) for call in calls]
 
     def loss(network: nn.Module) -> float:
-        return output_error(original, network, calls)
+        return output_error(expected, network, calls)
 
     if recalibrate is False:
         return False, loss(changed)

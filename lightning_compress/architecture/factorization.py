@@ -16,7 +16,7 @@ from lightning_compress.plan.specs import ModuleSpec
 
 PACKAGE = "lightning_compress.architecture.factorizations"
 Ranks = tuple[int, ...]
-STEPS = 8
+STEPS = 6
 """Ranks of each layer that are tried for a budget, where each takes a fit of its own."""
 
 

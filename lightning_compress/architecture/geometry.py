@@ -122,10 +122,10 @@ def parameters_in(spec: ModuleSpec) -> int:
     return check_spec(spec).elements
 
 
-def macs_in(spec: ModuleSpec, shape: Sequence[int]) -> int:
-    """Multiply-accumulates of a chain of Linear layers and convolutions for an input of ``shape``.
+def macs_in(spec: ModuleSpec, shapes: Sequence[Sequence[int]]) -> int:
+    """Multiply-accumulates of Linear layers and convolutions for inputs of these shapes, together.
 
-    >>> macs_in(Geometry.of(nn.Conv2d(3, 8, 3, padding=1)).dense(bias=True), (1, 3, 10, 10))
+    >>> macs_in(Geometry.of(nn.Conv2d(3, 8, 3, padding=1)).dense(bias=True), [(1, 3, 10, 10)])
     21600
     """
     total = 0
@@ -139,5 +139,6 @@ def macs_in(spec: ModuleSpec, shape: Sequence[int]) -> int:
         if isinstance(part, (nn.Linear, *CONVOLUTIONS)):
             part.register_forward_hook(count)
     with torch.no_grad():
-        module(torch.empty(tuple(shape), device="meta"))
+        for shape in shapes:
+            module(torch.empty(tuple(shape), device="meta"))
     return total

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import gammaln
+from scipy.special import bdtr, gammaln, xlog1py, xlogy
 from torch import Tensor
 
 from lightning_compress.dynamic.thresholds import ExitRecord, Outcome, search_for_price
 from lightning_compress.errors import CompressionError
 
 PRICES = tuple(float(price) for price in np.geomspace(200.0, 1.0, 24))
+CAUTION = (0.3, 0.45, 0.6, 0.7, 0.8, 0.9)
 BETS = np.linspace(0.02, 0.98, 25)
-NUISANCES = 80
+NUISANCES = 40
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,16 +94,32 @@ def guaranteed_thresholds(
 
 
 def braver_rules(tuning: ExitRecord, prices: Sequence[float] = PRICES) -> list[Tensor]:
-    """Rules of ever lower mean cost on ``tuning``, each the best at one price of a lost answer."""
+    """Rules of ever lower mean cost on ``tuning``, each the best at one price of a lost answer.
+
+    On a few samples even the most cautious of these costs accuracy; before it come rules by which only the surest of
+    its leavers leave.
+    """
     rules: list[Tensor] = []
     former, last = None, float("inf")
     for price in prices:
         former = search_for_price(tuning, price, start=former)
-        cost = tuning.evaluate(former).cost
-        if cost < last:
-            rules.append(former)
-            last = cost
+        candidates = [_surest(tuning, former, share) for share in CAUTION] if not rules else []
+        for thresholds in [*candidates, former]:
+            cost = tuning.evaluate(thresholds).cost
+            if cost < last:
+                rules.append(thresholds)
+                last = cost
     return rules
+
+
+def _surest(tuning: ExitRecord, thresholds: Tensor, share: float) -> Tensor:
+    """Thresholds at which about ``share`` of those leave at each exit who would at ``thresholds``."""
+    exits, raised = tuning.exits(thresholds), thresholds.clone()
+    for exit_, scores in enumerate(tuning.scores):
+        leavers = scores[exits == exit_]
+        if len(leavers):
+            raised[exit_] = torch.quantile(leavers.float(), 1 - share)
+    return raised
 
 
 def harms_and_benefits(record: ExitRecord, thresholds: Tensor) -> tuple[int, int]:
@@ -137,14 +154,11 @@ def drop_p_value(harms: int, benefits: int, number: int, risk: float) -> float:
     wealth = _wealth(np.array([harms]), np.array([benefits]), number, risk)[0]
     if wealth <= 0:  # log wealth: no better than where the gambler began
         return 1.0
-    up, down, coefficients = _results(number, risk, wealth)
-    if len(up) == 0:
-        return float(np.exp(-wealth))
-    best = 0.0
-    low, high = 0.0, (1 - risk) / 2
+    most = _most_harms(number, risk, wealth)
+    best, low, high = 0.0, 0.0, (1 - risk) / 2
     for _ in range(3):  # a grid, then finer ones around its best
         shares = np.linspace(low**0.5, high**0.5, NUISANCES) ** 2
-        values = [_probability(up, down, number, coefficients, risk, share) for share in shares]
+        values = [_probability(most, number, risk, share) for share in shares]
         place = int(np.argmax(values))
         best = max(best, float(values[place]))
         low, high = shares[max(place - 1, 0)], shares[min(place + 1, NUISANCES - 1)]
@@ -161,39 +175,22 @@ def _wealth(harms: NDArray[Any], benefits: NDArray[Any], number: int, risk: floa
     return result
 
 
-def _results(number: int, risk: float, wealth: float) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float64]]:
-    """All results with at least this wealth, and the logarithms of their multinomial coefficients."""
-    ups, downs = [], []
-    for down in range(number + 1):
-        most = _most_harms(down, number, risk, wealth)
-        if most >= 0:
-            ups.append(np.arange(most + 1))
-            downs.append(np.full(most + 1, down))
-    if not ups:
-        return np.zeros(0), np.zeros(0), np.zeros(0)
-    harms, benefits = np.concatenate(ups), np.concatenate(downs)
-    neither = number - harms - benefits
-    coefficients = gammaln(number + 1) - gammaln(harms + 1) - gammaln(benefits + 1) - gammaln(neither + 1)
-    return harms, benefits, coefficients
-
-
-def _most_harms(down: int, number: int, risk: float, wealth: float) -> int:
-    """The largest number of harms that still has this wealth, beside ``down`` benefits; -1 if none has."""
-    low, high = -1, number - down
-    while low < high:
+def _most_harms(number: int, risk: float, wealth: float) -> NDArray[Any]:
+    """For each number of benefits the largest number of harms that still has this wealth; -1 where none has."""
+    benefits = np.arange(number + 1)
+    low, high = np.full(number + 1, -1), number - benefits
+    while np.any(low < high):
         middle = (low + high + 1) // 2
-        enough = _wealth(np.array([middle]), np.array([down]), number, risk)[0] >= wealth - 1e-9
-        low, high = (middle, high) if enough else (low, middle - 1)
+        enough = _wealth(middle, benefits, number, risk) >= wealth - 1e-9
+        low, high = np.where(enough, middle, low), np.where(enough, high, middle - 1)
     return low
 
 
-def _probability(
-    up: NDArray[Any], down: NDArray[Any], number: int, coefficients: NDArray[np.float64], risk: float, share: float
-) -> float:
-    """Of these results where benefits have probability ``share`` and harms ``share + risk``."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        benefit = np.where(down > 0, down * np.log(share), 0.0)
-        rest = number - up - down
-        none = max(1 - 2 * share - risk, 0.0)
-        neither = np.where(rest > 0, rest * np.log(none), 0.0)
-    return float(np.exp(coefficients + up * np.log(share + risk) + benefit + neither).sum())
+def _probability(most: NDArray[Any], number: int, risk: float, share: float) -> float:
+    """Of at most so many harms, where benefits have probability ``share`` and harms ``share + risk``."""
+    benefits = np.flatnonzero(most >= 0)
+    rest = number - benefits
+    logs = gammaln(number + 1) - gammaln(benefits + 1) - gammaln(rest + 1)
+    logs = logs + xlogy(benefits, share) + xlog1py(rest, -share)
+    chance = min((share + risk) / (1 - share), 1.0)
+    return float(np.sum(np.exp(logs) * bdtr(most[benefits].astype(float), rest, chance)))

@@ -52,7 +52,7 @@ class OptimizerBinding:
         successors = {old: _successor(names, present) for old, names in former.items()}
         added = [parameter for parameter in self._names if parameter not in {*former, *successors.values()}]
         for optimizer in self._optimizers:
-            _replace_in_groups(optimizer, successors, added)
+            _replace_in_groups(optimizer, successors, self._homes(optimizer, former, successors, added))
             for old, names in former.items():
                 new = successors[old]
                 if new is not old and old in optimizer.state:
@@ -61,6 +61,34 @@ class OptimizerBinding:
                     if new is not None:
                         optimizer.state[new] = _carry_state(edit, name, old, state)
         return back
+
+    def _homes(
+        self,
+        optimizer: Optimizer,
+        former: Mapping[nn.Parameter, list[str]],
+        successors: Mapping[nn.Parameter, nn.Parameter | None],
+        added: Sequence[nn.Parameter],
+    ) -> dict[int, list[nn.Parameter]]:
+        """Number of a group -> the new module's parameters that go there: those called ``bias`` to where a replaced
+        bias was, or where other biases are, as a rule by name or dimension in ``configure_optimizers`` has it.
+        """
+        homes: dict[int, list[nn.Parameter]] = {}
+        groups = [[p for p in group["params"] if p in former] for group in optimizer.param_groups]
+        leaving = [[p for p in group if successors.get(p, p) is None] for group in groups]
+        if not any(leaving):
+            return homes
+        for parameter in added:
+            leaf = _leaf(self._names[parameter])
+            alike = [[p for p in group if _leaf(former[p]) == leaf and p.dim() == parameter.dim()] for group in groups]
+            gone = [[p for p in group if _leaf(former[p]) == leaf] for group in leaving]
+            places = range(len(groups))
+            home = next((k for k in places if gone[k]), None)
+            if home is None:
+                home = max(places, key=lambda k: (len(alike[k]), bool(leaving[k])))
+            if not alike[home] and not gone[home]:
+                home = next(k for k in places if leaving[k])
+            homes.setdefault(home, []).append(parameter)
+        return homes
 
     def _back(self) -> Callable[[], None]:
         names = self._names
@@ -125,12 +153,14 @@ def _carry_state(edit: Edit, name: str, old: nn.Parameter, state: Mapping[str, A
 
 
 def _replace_in_groups(
-    optimizer: Optimizer, successors: Mapping[nn.Parameter, nn.Parameter | None], added: Sequence[nn.Parameter]
+    optimizer: Optimizer,
+    successors: Mapping[nn.Parameter, nn.Parameter | None],
+    homes: Mapping[int, Sequence[nn.Parameter]],
 ) -> None:
     """Same places for the successors; parameters of a new module go where the first of the replaced module's was."""
-    for group in optimizer.param_groups:
+    for number, group in enumerate(optimizer.param_groups):
         parameters: list[nn.Parameter] = []
-        to_come = list(added)
+        to_come = list(homes.get(number, ()))
         for old in group["params"]:
             new = successors.get(old, old)
             if new is not None:
@@ -138,7 +168,11 @@ def _replace_in_groups(
             else:
                 parameters.extend(to_come)
                 to_come.clear()
-        group["params"] = parameters
+        group["params"] = parameters + to_come
+
+
+def _leaf(names: Sequence[str]) -> str:
+    return names[0].rpartition(".")[2]
 
 
 def _clone(state: Mapping[str, Any]) -> dict[str, Any]:

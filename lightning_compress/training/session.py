@@ -21,6 +21,7 @@ from lightning_compress.plan import (
     ReplaceModule,
     read_checkpoint,
 )
+from lightning_compress.plan.state import PlanEdit
 from lightning_compress.random_states import isolated_random_states
 from lightning_compress.surgery import TracingInput, capture, private_copy, verify_edit
 from lightning_compress.training import private
