@@ -6,11 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_compress.architecture import DepthwiseSeparable, LowRank
     from lightning_compress.artifact import inspect_compressed, load_compressed, save_compressed
     from lightning_compress.artifact.callback import SaveCompressed
     from lightning_compress.distillation import Distillation, DistillationModule
-    from lightning_compress.dynamic import EarlyExits, StochasticDepth
+    from lightning_compress.dynamic import EarlyExits, SlimmableWidths, StochasticDepth
     from lightning_compress.errors import CompressionError
+    from lightning_compress.export import export_onnx
     from lightning_compress.measure import measure
     from lightning_compress.plan import Plan, explain
     from lightning_compress.pruning import NeuronPruning, WeightPruning
@@ -25,19 +27,23 @@ if TYPE_CHECKING:
 _HOME = {
     "BinaryConnect": "lightning_compress.quantization",
     "CompressionError": "lightning_compress.errors",
+    "DepthwiseSeparable": "lightning_compress.architecture",
     "Distillation": "lightning_compress.distillation",
     "DistillationModule": "lightning_compress.distillation",
     "EarlyExits": "lightning_compress.dynamic",
+    "LowRank": "lightning_compress.architecture",
     "NeuronPruning": "lightning_compress.pruning",
     "Plan": "lightning_compress.plan",
     "QuantizationAwareTraining": "lightning_compress.quantization",
     "Recovery": "lightning_compress.training",
     "SaveCompressed": "lightning_compress.artifact.callback",
+    "SlimmableWidths": "lightning_compress.dynamic",
     "StochasticDepth": "lightning_compress.dynamic",
     "TernaryWeights": "lightning_compress.quantization",
     "WeightClustering": "lightning_compress.quantization",
     "WeightPruning": "lightning_compress.pruning",
     "explain": "lightning_compress.plan",
+    "export_onnx": "lightning_compress.export",
     "inspect_compressed": "lightning_compress.artifact",
     "load_compressed": "lightning_compress.artifact",
     "load_from_checkpoint": "lightning_compress.training",
@@ -45,9 +51,11 @@ _HOME = {
     "save_compressed": "lightning_compress.artifact",
 }
 _ROOMS = (
+    "architecture",
     "artifact",
     "distillation",
     "dynamic",
+    "export",
     "measure",
     "plan",
     "pruning",
@@ -62,19 +70,23 @@ __version__ = "0.1.0"
 __all__ = [
     "BinaryConnect",
     "CompressionError",
+    "DepthwiseSeparable",
     "Distillation",
     "DistillationModule",
     "EarlyExits",
+    "LowRank",
     "NeuronPruning",
     "Plan",
     "QuantizationAwareTraining",
     "Recovery",
     "SaveCompressed",
+    "SlimmableWidths",
     "StochasticDepth",
     "TernaryWeights",
     "WeightClustering",
     "WeightPruning",
     "explain",
+    "export_onnx",
     "inspect_compressed",
     "load_compressed",
     "load_from_checkpoint",

@@ -42,13 +42,17 @@ def run(seed: int, kind: str, multiplier: int = 1, order: str = "depthwise_first
     if kind in ("random", "scratch"):
         L.seed_everything(seed, verbose=False)
         for layer in network.modules():
-            if (kind == "scratch" or getattr(layer, "groups", 1) > 1) and hasattr(layer, "reset_parameters"):
-                layer.reset_parameters()
-            elif isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
+            if ((kind == "scratch" or getattr(layer, "groups", 1) > 1) and hasattr(layer, "reset_parameters")) or (
+                isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
+            ):
                 layer.reset_parameters()
     if kind == "scratch":
         train(network, data, EPOCHS, RATE)
-    found = {"accuracy": accuracy(network, data.test.tensors), "parameters": parameters(network), "CPU seconds": seconds}
+    found = {
+        "accuracy": accuracy(network, data.test.tensors),
+        "parameters": parameters(network),
+        "CPU seconds": seconds,
+    }
     weights = {name: value.clone() for name, value in network.state_dict().items()}
     for epochs in () if kind == "scratch" else (1, 3):
         network.load_state_dict(weights)

@@ -5,6 +5,7 @@ from lightning_compress.architecture.conversion import Conversion, LayerChange
 from lightning_compress.architecture.factorization import Choice, Factorization
 from lightning_compress.architecture.functions import low_rank_, separable_
 from lightning_compress.architecture.merging import merge_
+from lightning_compress.architecture.regularization import LowRankRegularization, nuclear_gradient
 
 __all__ = [
     "Choice",
@@ -13,7 +14,9 @@ __all__ = [
     "Factorization",
     "LayerChange",
     "LowRank",
+    "LowRankRegularization",
     "low_rank_",
     "merge_",
+    "nuclear_gradient",
     "separable_",
 ]

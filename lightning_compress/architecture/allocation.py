@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
-from lightning_compress.architecture.conversion import output_error, problems_of, replacement, write_
+from lightning_compress.architecture.conversion import output_error, problems_of, replacement
 from lightning_compress.architecture.costs import Clock, dense_spec, input_shapes, randomize_, spec_cost, total_cost
 from lightning_compress.architecture.factorization import PACKAGE, Choice, Factorization, Ranks
 from lightning_compress.architecture.geometry import Geometry, macs_in, parameters_in
@@ -19,6 +19,7 @@ from lightning_compress.plan import ReplaceModule
 from lightning_compress.plan.specs import ModuleSpec
 from lightning_compress.registry import resolve
 from lightning_compress.surgery.allocation import Option, allocate
+from lightning_compress.surgery.compensation import write_
 from lightning_compress.surgery.paired_moments import PairedMoments, moments_of
 from lightning_compress.surgery.tracing import TracingInput, float32, private_copy
 from lightning_compress.surgery.verification import evaluate
@@ -280,4 +281,3 @@ def _shaped(network: nn.Module, choices: Mapping[str, Choice], *, bias: bool) ->
         ReplaceModule(name, spec).apply(copy)
         randomize_(copy.get_submodule(name))
     return copy
-

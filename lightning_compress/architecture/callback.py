@@ -103,7 +103,9 @@ class FactoringCallback(GradualCallback):
         super().set_compression_state(state)
         choices = state["choices"]
         self._choices = (
-            None if choices is None else {name: Choice(method, tuple(ranks)) for name, (method, ranks) in choices.items()}
+            None
+            if choices is None
+            else {name: Choice(method, tuple(ranks)) for name, (method, ranks) in choices.items()}
         )
         self._times, self._done = dict(state["times"]), list(state["done"])
 
@@ -155,10 +157,9 @@ class FactoringCallback(GradualCallback):
         return choices, dict(layers.calls), {**layers.skipped, **kept}
 
     def _converted(self, choices: Mapping[str, Choice]) -> Conversion:
-        calls = self._calls() if self.settings.data_aware else []
-        module = self.session.module
+        calls, module, aware = self._calls(), self.session.module, self.settings.data_aware
         with isolated_random_states():
-            return convert(module, choices, calls, times=self._times, recalibrate=self.recalibrate)
+            return convert(module, choices, calls, data_aware=aware, times=self._times, recalibrate=self.recalibrate)
 
     def _calls(self) -> list[TracingInput]:
         """Calls of the network on calibration data."""

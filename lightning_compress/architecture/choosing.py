@@ -146,7 +146,9 @@ class LowRankChoice:
                 continue
             if given is not None:
                 return Choice(name, tuple(min(rank, most) for rank, most in zip(given, full, strict=True)))
-            found = [self._ruled(method.unfoldings(Problem.of_weight(w))) for w in geometry.by_group(layer_weight(layer))]
+            found = [
+                self._ruled(method.unfoldings(Problem.of_weight(w))) for w in geometry.by_group(layer_weight(layer))
+            ]
             ranks = [max(group) for group in zip(*found, strict=True)]
             fitted = [rounded(rank, most, self.multiple) for rank, most in zip(ranks, full, strict=True)]
             return Choice(name, tuple(fitted))

@@ -89,6 +89,7 @@ def convert(
     choices: Mapping[str, Choice],
     calls: Sequence[TracingInput] = (),
     *,
+    data_aware: bool = True,
     times: Mapping[str, int] | None = None,
     rounds: int = ROUNDS,
     recalibrate: bool | str = "auto",
@@ -102,6 +103,7 @@ def convert(
         network: any module.
         choices: layer -> what it becomes, in the order in which the layers run.
         calls: run the network on calibration data.
+        data_aware: False fits weights to weights all the same; the data are for the BatchNorms alone.
         times: how often each layer runs in a call; once if it is not said.
         rounds: of alternating least squares, where a factorisation has no closed form.
         recalibrate: whether the statistics of BatchNorms are estimated anew; "auto" if it lowers the error.
@@ -112,7 +114,8 @@ def convert(
     values: dict[str, Tensor] = {}
     for name, choice in choices.items():
         layer = original.get_submodule(name)
-        moments = paired_moments(original, changed, name, calls, (times or {}).get(name, 1)) if calls else None
+        often = (times or {}).get(name, 1)
+        moments = paired_moments(original, changed, name, calls, often) if calls and data_aware else None
         edit, tensors, loss = replacement(name, layer, choice, moments, rounds=rounds)
         edit.apply(changed)
         write_(changed, tensors)
@@ -179,7 +182,9 @@ def replacement(
     bias = _bias(layer, products, moments)
     spec = method.spec(geometry, choice.ranks, bias=bias is not None)
     weights = method.weights(factors)
-    owners = [place for place, part in build_module(spec, device="meta").named_modules() if "weight" in part._parameters]
+    owners = [
+        place for place, part in build_module(spec, device="meta").named_modules() if "weight" in part._parameters
+    ]
     values = {f"{name}.{place}.weight": weight.float() for place, weight in zip(owners, weights, strict=True)}
     if bias is not None:
         values[f"{name}.{owners[-1]}.bias"] = bias.float()
@@ -230,4 +235,3 @@ def _recalibrated(
         changed, calls, lambda root, call: call.run(root), loss=loss, always=recalibrate is True
     )
     return kept, after if kept else before
-

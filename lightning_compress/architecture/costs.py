@@ -1,4 +1,4 @@
-"""What a layer, or what stands in for it, costs: parameters, multiply-accumulates, or its share of the measured time."""
+"""What a layer, or what stands in for it, costs: parameters, MACs, or its share of the measured time."""
 
 from __future__ import annotations
 
@@ -50,7 +50,11 @@ def total_cost(network: nn.Module, call: TracingInput | None, of: str) -> float:
     if of == "latency":
         return 1.0
     part = network.get_submodule(call.module)
-    return float(measure(part, call.args if not call.kwargs else dict(zip(_names(part), call.args, strict=False)) | call.kwargs).macs)
+    return float(
+        measure(
+            part, call.args if not call.kwargs else dict(zip(_names(part), call.args, strict=False)) | call.kwargs
+        ).macs
+    )
 
 
 def spec_cost(spec: ModuleSpec, shapes: Shapes, of: str) -> float:
@@ -86,7 +90,10 @@ class Clock:
         device, found = self.inputs[0].device, dict.fromkeys(specs, 0.0)
         for shape in shapes:
             value = torch.randn(shape, device=device)
-            calls = {name: self._runner(randomize_(build_module(spec, device=device)), [value]) for name, spec in specs.items()}
+            calls = {
+                name: self._runner(randomize_(build_module(spec, device=device)), [value])
+                for name, spec in specs.items()
+            }
             times = compare_latency({"network": self._dense, **calls}, rounds=ROUNDS, clock=self._clock)  # type: ignore[arg-type]
             for name in specs:
                 found[name] += times[name].ratio.median

@@ -109,8 +109,8 @@ def _convert(
     with isolated_random_states():
         layers = find_layers(network, targets, exclude, calls[0] if calls else None)
         choices, skipped = settings.choose(network, layers, calls)
-        used = calls if settings.data_aware else ()
-        conversion = convert(network, choices, used, times=layers.calls, recalibrate=recalibrate)
+        aware = settings.data_aware
+        conversion = convert(network, choices, calls, data_aware=aware, times=layers.calls, recalibrate=recalibrate)
     apply_(network, conversion)
     return replace(conversion, skipped={**layers.skipped, **skipped})
 

@@ -74,11 +74,12 @@ def solve(gram: Tensor, cross: Tensor) -> Tensor:
     jitter = 1e-12 * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     factor, failed = torch.linalg.cholesky_ex(scaled + jitter)
     if int(failed) == 0:
-        solution = torch.cholesky_solve((cross * scale).T, factor).T
+        solution: Tensor = torch.cholesky_solve((cross * scale).T, factor).T * scale
         if bool(solution.isfinite().all()):
-            return solution * scale
-    inverse: Tensor = torch.linalg.pinv(scaled, hermitian=True)
-    return (cross * scale) @ inverse * scale
+            return solution
+    inverse = torch.linalg.pinv(scaled, hermitian=True)
+    least: Tensor = (cross * scale) @ inverse * scale
+    return least
 
 
 def reduced_rank(gram: Tensor | None, cross: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -101,7 +102,8 @@ def explained(problem: Problem) -> Tensor:
         values: Tensor = torch.linalg.svdvals(problem.cross)
         return values.square()
     best = solve(problem.gram, problem.cross)
-    return torch.linalg.eigvalsh(best @ problem.cross.T).flip(0).clamp_min(0)
+    found: Tensor = torch.linalg.eigvalsh(best @ problem.cross.T).flip(0)
+    return found.clamp_min(0)
 
 
 def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

@@ -75,7 +75,11 @@ def dense_layer(name: str, factored: nn.Module) -> tuple[ReplaceModule, dict[str
 
 def _is_factored(module: nn.Module) -> bool:
     layers = [part for child in module.children() for part in (child.children() if _side_by_side(child) else [child])]
-    return isinstance(module, nn.Sequential) and len(layers) > 1 and all(isinstance(p, nn.Linear | _ConvNd) for p in layers)
+    return (
+        isinstance(module, nn.Sequential)
+        and len(layers) > 1
+        and all(isinstance(p, nn.Linear | _ConvNd) for p in layers)
+    )
 
 
 def _side_by_side(module: nn.Module) -> bool:
@@ -89,7 +93,7 @@ def _stage(module: nn.Module) -> tuple[Tensor, Geometry]:
         first = parts[0][1]
         return torch.cat([weight for weight, _ in parts]), _with(first, outputs=first.outputs * len(parts))
     geometry = Geometry.of(module)
-    grouped = geometry.by_group(module.weight.detach().double())  # type: ignore[operator, union-attr]
+    grouped = geometry.by_group(module.weight.detach().double())  # type: ignore[operator]
     weight = grouped.new_zeros(geometry.outputs, geometry.inputs, *geometry.kernel)
     outputs, inputs = geometry.group_outputs, geometry.group_inputs
     for group, part in enumerate(grouped):
@@ -100,7 +104,8 @@ def _stage(module: nn.Module) -> tuple[Tensor, Geometry]:
 def _composed(first: Tensor, second: Tensor) -> Tensor:
     """Of two kernels of which one has a single position along each dimension."""
     kernel = [max(one, two) for one, two in zip(first.shape[2:], second.shape[2:], strict=True)]
-    product = torch.einsum("omb,mia->oiab", second.flatten(2), first.flatten(2))
+    flat = [kernel.reshape(*kernel.shape[:2], -1) for kernel in (second, first)]
+    product = torch.einsum("omb,mia->oiab", *flat)
     dims = len(kernel)
     product = product.reshape(*product.shape[:2], *first.shape[2:], *second.shape[2:])
     order = [0, 1, *(2 + k + dims * side for k in range(dims) for side in (0, 1))]

@@ -7,6 +7,8 @@ from lightning_compress.dynamic.guarantee import Guarantee, drop_p_value, guaran
 from lightning_compress.dynamic.inference import ExitInference, Predictions
 from lightning_compress.dynamic.placement import attach_exits, hang_on, place_exits
 from lightning_compress.dynamic.routed import routed
+from lightning_compress.dynamic.slimmable import Slimmable, export_width, make_slimmable, set_width
+from lightning_compress.dynamic.slimmable_widths import SlimmableWidths, load_widths
 from lightning_compress.dynamic.stochastic_depth import StochasticDepth
 from lightning_compress.dynamic.thresholds import ExitRecord, Outcome, search_for_cost, search_for_drop
 
@@ -18,6 +20,8 @@ __all__ = [
     "Guarantee",
     "Outcome",
     "Predictions",
+    "Slimmable",
+    "SlimmableWidths",
     "StochasticDepth",
     "attach_exits",
     "calibrate_exits",
@@ -25,13 +29,17 @@ __all__ = [
     "drop_p_value",
     "exit_latencies",
     "export_depth",
+    "export_width",
     "guaranteed_thresholds",
     "hang_on",
     "load_exits",
+    "load_widths",
+    "make_slimmable",
     "place_exits",
     "prune_depth_",
     "routed",
     "search_for_cost",
     "search_for_drop",
     "set_depth",
+    "set_width",
 ]

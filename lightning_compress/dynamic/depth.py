@@ -169,11 +169,8 @@ def prune_depth_(module: nn.Module, depth: int | Sequence[str], *, blocks: Seque
         The blocks that are left.
     """
     kept = _chosen(blocks, depth)
-    edits = [
-        ReplaceModule(name, {"type": "PassThrough"}, f"block {name!r} is passed by")
-        for name in blocks
-        if name not in kept
-    ]
+    gone = [name for name in blocks if name not in kept]
+    edits = [ReplaceModule(name, {"type": "PassThrough"}, f"block {name!r} is passed by") for name in gone]
     if edits:
         Record.of(module).change(0, edits)
     remember_blocks(module, kept)

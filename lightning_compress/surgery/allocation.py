@@ -53,8 +53,8 @@ def allocate(options: Mapping[str, Sequence[Option[Item]]], budget: float) -> di
     least = sum(min(option.cost for option in rows) for rows in worth.values())
     if not least <= budget:
         raise CompressionError(
-            f"The cheapest options cost {least:,.4g} together, above the budget of {budget:,.4g}. Ask for less, or allow "
-            "more layers or other methods."
+            f"The cheapest options cost {least:,.4g} together, above the budget of {budget:,.4g}. Ask for less, or "
+            "allow more layers or other methods."
         )
     pairs = [(name, option) for name, rows in worth.items() for option in rows]
     costs = np.array([option.cost for _, option in pairs])

@@ -20,9 +20,10 @@ NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 def find_blocks(root: nn.Module, tracing: TracingInput, blocks: Sequence[str] = ()) -> list[str]:
     """Names of the blocks that can be passed by, in the order in which they run; ``root`` is not touched.
 
-    A block is the outermost module that runs once, returns a tensor of the shape that it gets, and gives back what it
-    gets when all its weights are zero (up to a normalisation behind the sum): a residual block with an identity
-    shortcut, or a layer of a transformer. Each is tried out: with it passed by, the network still runs.
+    A block is a module that runs once, returns a tensor of the shape that it gets, and gives back what it gets when all
+    its weights are zero (up to a normalisation behind the sum): a residual block with an identity shortcut, or a layer
+    of a transformer. What holds several such modules is a stack of blocks and no block. Each is tried out: with it
+    passed by, the network still runs.
 
     Args:
         root: the network or the LightningModule around it.
@@ -41,13 +42,20 @@ def find_blocks(root: nn.Module, tracing: TracingInput, blocks: Sequence[str] = 
     calls = _calls(network, tracing)
     if blocks:
         return _named(network, tracing, calls, blocks)
+    residual = [
+        name
+        for name, (value, output, runs) in calls.items()
+        if runs == 1
+        and value.shape == output.shape
+        and _is_residual(network, tracing, name)
+        and any(True for _ in network.get_submodule(name).children())  # a normalisation alone is no block
+    ]
+    inside = {name: [one for one in residual if one.startswith(f"{name}.")] for name in residual}
     found: list[str] = []
-    for name, (value, output, runs) in calls.items():
-        inside = any(name.startswith(f"{outer}.") for outer in found)
-        if runs == 1 and not inside and value.shape == output.shape and _is_residual(network, tracing, name):
-            if _runs_without(network, tracing, name):
-                found.append(name)
-    return found
+    for name in residual:  # outer ones first; what is a stack of blocks is no block
+        if len(inside[name]) < 2 and not any(name in inside[outer] for outer in found):
+            found.append(name)
+    return [name for name in found if _runs_without(network, tracing, name)]
 
 
 def _calls(network: nn.Module, tracing: TracingInput) -> dict[str, tuple[Tensor, Tensor, int]]:

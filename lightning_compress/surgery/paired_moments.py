@@ -52,10 +52,9 @@ class PairedMoments:
         read, made = input_rows(layer, value), input_rows(layer, output)
         groups, width = self.x.shape
         samples = max(1, CHUNK // max(1, made[:1].numel() // len(layer_weight(layer)) * groups * width))
-        for rows, outputs in zip(read.split(samples), made.split(samples), strict=True):
-            x = patches(layer, rows).double().unflatten(1, (groups, width)).transpose(0, 1)
-            y = outputs.movedim(1, -1).reshape(-1, outputs.shape[1]).double()
-            y = y.unflatten(1, (groups, -1)).transpose(0, 1)
+        for rows, outputs in zip(torch.split(read, samples), torch.split(made, samples), strict=True):
+            x = patches(layer, rows).double().reshape(-1, groups, width).transpose(0, 1)
+            y = outputs.movedim(1, -1).double().reshape(len(x[0]), groups, -1).transpose(0, 1)
             self.rows += x.shape[1]
             self.x += x.sum(1)
             self.y += y.sum(1)

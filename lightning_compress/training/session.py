@@ -180,8 +180,8 @@ class Session:
         """
         if self._rehearse([]) is None and (error := self._rehearse(edits)) is not None:
             raise CompressionError(
-                f"After {edits[0].label!r} the training step no longer runs ({error}): it uses these layers outside of the "
-                "call that was traced. Leave them alone with exclude=, or set an example_input_array and a forward "
+                f"After {edits[0].label!r} the training step no longer runs ({error}): it uses these layers outside of "
+                "the call that was traced. Leave them alone with exclude=, or set an example_input_array and a forward "
                 "that cover it."
             ) from error
 

@@ -86,6 +86,9 @@ class ExcitedInvertedResidual(nn.Module):
 class MobileNetV3(nn.Module):
     """The blocks of ``layout`` between two convolutions, and two linear layers. Keys and shapes are torchvision's.
 
+    As in the paper, its norms forget slowly (momentum 0.01): after a fit of a few hundred steps, take their statistics
+    anew with :func:`lightning_compress.surgery.recalibrate_batchnorm_`.
+
     Args:
         layout: a line for each block, as in ``LARGE`` and ``SMALL``.
         hidden: neurons before the last layer, at width 1.

@@ -92,7 +92,7 @@ def test_the_exported_network_equals_the_switched_one_and_is_smaller(build, tmp_
 
 @pytest.mark.parametrize("mode", ["row", "batch"])
 @pytest.mark.parametrize("network", ["residual", "encoder"])
-def test_trained_networks_keep_more_of_their_accuracy_at_less_depth(network, mode):
+def test_the_depth_can_be_switched_after_a_fit(network, mode):
     torch.manual_seed(2)
     module = DepthUser(network)
     callback = StochasticDepth(0.5, mode=mode)
@@ -116,7 +116,7 @@ def test_blocks_are_passed_by_as_often_as_they_should_be():
 
     module = DepthUser()
     module.network = Counting()
-    fit(module, StochasticDepth(0.4), max_epochs=8)
+    fit(module, StochasticDepth(0.4), max_epochs=4)
     assert float(torch.stack(counts).mean()) == pytest.approx(0.4, abs=0.03)
 
 

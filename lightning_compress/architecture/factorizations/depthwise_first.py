@@ -40,7 +40,11 @@ class DepthwiseFirst(Factorization):
     def options(self, geometry: Geometry, multiple: int) -> list[Ranks]:
         """Small multipliers below the break-even m < O k^2 / (O + k^2)."""
         outputs, positions = geometry.group_outputs, geometry.positions
-        return [(m,) for m in range(1, min(MOST + 1, self.full(geometry)[0])) if m * (outputs + positions) < outputs * positions]
+        return [
+            (m,)
+            for m in range(1, min(MOST + 1, self.full(geometry)[0]))
+            if m * (outputs + positions) < outputs * positions
+        ]
 
     def unfoldings(self, problem: Problem) -> list[Tensor]:
         """The slices of all input channels, below one another."""

@@ -38,7 +38,11 @@ class PointwiseFirst(Factorization):
     def options(self, geometry: Geometry, multiple: int) -> list[Ranks]:
         """Small multipliers below the break-even."""
         inputs, positions = geometry.group_inputs, geometry.positions
-        return [(m,) for m in range(1, min(MOST + 1, self.full(geometry)[0])) if m * (inputs + positions) < inputs * positions]
+        return [
+            (m,)
+            for m in range(1, min(MOST + 1, self.full(geometry)[0]))
+            if m * (inputs + positions) < inputs * positions
+        ]
 
     def unfoldings(self, problem: Problem) -> list[Tensor]:
         """The slices of all outputs, below one another."""

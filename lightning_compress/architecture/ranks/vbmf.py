@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from torch import Tensor
@@ -23,6 +22,7 @@ def vbmf(values: Tensor, shape: tuple[int, int]) -> int:
         values: all singular values, falling.
         shape: of the matrix.
 
+    >>> import torch
     >>> generator = torch.Generator().manual_seed(0)
     >>> signal = torch.randn(60, 3, generator=generator) @ torch.randn(3, 100, generator=generator)
     >>> noisy = signal + 0.3 * torch.randn(60, 100, generator=generator)

@@ -1,0 +1,208 @@
+"""One network at many widths: switched equals exported, statistics of their own, files, resumes, neighbours."""
+
+import copy
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from dynamic.exiting import Deep, DeepUser, Encoder
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from support import ConvNet, User, digits, every_epoch, fit, leftovers, loader, same
+from torch import nn
+
+import lightning_compress as lc
+from lightning_compress.dynamic import SlimmableWidths, export_width, load_widths, make_slimmable, set_width
+from lightning_compress.errors import CompressionError
+from lightning_compress.surgery import TracingInput
+
+IMAGES, LABELS = digits()
+CALL = TracingInput("", (IMAGES[:8],), {})
+CONF = Path(lc.__file__).parents[1] / "conf" / "callbacks" / "slimmable_widths.yaml"
+WIDTHS = (0.25, 0.5, 1.0)
+
+
+class Depthwise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Conv2d(8, 16, 1), nn.GroupNorm(4, 16), nn.ReLU(), nn.Flatten(),
+        )  # fmt: skip
+        self.fc = nn.Linear(16 * 64, 10)
+
+    def forward(self, images):
+        return self.fc(self.layers(images.view(-1, 1, 8, 8)))
+
+
+class RowLSTM(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 16, batch_first=True)
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, images):
+        return self.fc(self.lstm(images.view(-1, 8, 8))[0][:, -1])
+
+
+def slimmed(*others, max_epochs=3, seed=1, module=None, ckpt_path=None, train=None, **options):
+    torch.manual_seed(seed)
+    module = module or DeepUser()
+    callback = SlimmableWidths(**{"widths": WIDTHS, **options})
+    fit(module, *others, callback, max_epochs=max_epochs, ckpt_path=ckpt_path, train=train)
+    return module.eval()
+
+
+@pytest.mark.parametrize("build", [Deep, ConvNet, Depthwise, Encoder, RowLSTM], ids=lambda build: build.__name__)
+@pytest.mark.parametrize("width", [0.25, 0.5, 1.0])
+def test_the_exported_width_equals_the_switched_network(build, width, tmp_path):
+    torch.manual_seed(0)
+    network = build().eval()
+    whole, state = network(IMAGES[:30]), copy.deepcopy(network.state_dict())
+    slim = make_slimmable(network, CALL, WIDTHS)
+    if slim.statistics[0.5]:
+        slim.recalibrate([IMAGES[:100], IMAGES[100:200]])
+    set_width(network, width)
+    switched = network(IMAGES[:30])
+    assert same(dict(network.state_dict()), dict(state))
+    small = export_width(network, width)
+    assert torch.allclose(small(IMAGES[:30]), switched, atol=1e-6)
+    assert (sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in network.parameters())) is (width < 1)
+    lc.save_compressed(small, tmp_path / "small.lcz")
+    loaded = lc.load_compressed(tmp_path / "small.lcz", into=build()).eval()
+    assert torch.equal(loaded(IMAGES[:30]), small(IMAGES[:30]))
+    set_width(network, 1.0)
+    assert torch.equal(network(IMAGES[:30]), whole)
+    assert "forward" not in vars(network)
+
+
+def test_gradients_reach_the_units_in_use_and_no_others():
+    network = Deep()
+    slim = make_slimmable(network, CALL, WIDTHS)
+    with slim.at(0.5):
+        loss = network(IMAGES[:10]).sum()
+    loss.backward()
+    gradient = network.stages[1][0].weight.grad
+    assert gradient.shape == (16, 8, 3, 3)
+    assert bool(gradient[:8, :4].any())
+    assert not bool(gradient[8:].any())
+    assert not bool(gradient[:, 4:].any())
+    assert network.stages[1][0].out_channels == 16
+
+
+def test_each_width_has_statistics_of_its_own():
+    network = Deep().train()
+    slim = make_slimmable(network, CALL, WIDTHS)
+    before = network.stages[0][1].running_mean.clone()
+    with slim.at(0.5):
+        network(IMAGES[:50])
+    assert torch.equal(network.stages[0][1].running_mean, before)
+    assert bool(slim.statistics[0.5]["stages.0.1"]["running_mean"].any())
+    assert not bool(slim.statistics[0.25]["stages.0.1"]["running_mean"].any())
+    assert int(slim.statistics[0.5]["stages.0.1"]["num_batches_tracked"]) == 1
+
+
+def test_an_error_inside_puts_everything_back():
+    network = Deep().eval()
+    slim = make_slimmable(network, CALL, WIDTHS)
+    expected = network(IMAGES[:5])
+    with pytest.raises(ZeroDivisionError), slim.at(0.25):
+        raise ZeroDivisionError
+    assert torch.equal(network(IMAGES[:5]), expected)
+
+
+@pytest.mark.parametrize("statistics", ["separate", "recalibrated"])
+def test_all_widths_learn(statistics):
+    module = slimmed(max_epochs=8, statistics=statistics, train=loader(0, 1000, batch_size=25))
+    accuracies = {}
+    for width in WIDTHS:
+        small = export_width(module, width)
+        with torch.no_grad():
+            accuracies[width] = float((small(IMAGES[1000:1200]).argmax(1) == LABELS[1000:1200]).double().mean())
+    assert min(accuracies.values()) > 0.3
+    assert isinstance(small, DeepUser)
+
+
+@pytest.mark.parametrize("options", [{"sampled": None}, {"sampled": 0}, {"distillation": 0.0}, {"distillation": 0.5}])
+def test_every_rule_trains(options):
+    module = slimmed(widths=(0.25, 0.5, 0.75), max_epochs=1, **options)
+    assert torch.isfinite(export_width(module, 0.5)(IMAGES[:5])).all()
+
+
+def test_a_lightning_module_is_switched_with_its_network():
+    module = slimmed()
+    set_width(module, 0.5)
+    inner, outer = module.network(IMAGES[:9]), module(IMAGES[:9])
+    assert torch.equal(inner, outer)
+    assert torch.allclose(outer, export_width(module, 0.5)(IMAGES[:9]), atol=1e-6)
+    set_width(module, 0.25)
+    assert not torch.allclose(module(IMAGES[:9]), outer)
+    set_width(module, 1.0)
+    assert "forward" not in vars(module.network)
+
+
+def test_resumed_fit_equals_uninterrupted_fit(tmp_path):
+    whole = slimmed(every_epoch(tmp_path), max_epochs=3)
+    resumed = slimmed(seed=9, max_epochs=3, ckpt_path=tmp_path / "epoch=0.ckpt")
+    assert same(dict(whole.state_dict()), dict(resumed.state_dict()))
+    for width in (0.25, 0.5):
+        assert torch.equal(export_width(whole, width)(IMAGES[:9]), export_width(resumed, width)(IMAGES[:9]))
+
+
+def test_widths_come_back_from_a_checkpoint(tmp_path):
+    module = slimmed(every_epoch(tmp_path), max_epochs=2)
+    expected = export_width(module, 0.5)(IMAGES[:9])
+    loaded = lc.load_from_checkpoint(DeepUser, tmp_path / "epoch=1.ckpt").eval()
+    with pytest.raises(CompressionError, match="has no widths"):
+        set_width(loaded, 0.5)
+    load_widths(loaded, tmp_path / "epoch=1.ckpt", CALL)
+    assert torch.equal(export_width(loaded, 0.5)(IMAGES[:9]), expected)
+
+
+def test_nothing_is_left_on_the_module():
+    module = DeepUser()
+    before = leftovers(module)
+    slimmed(module=module, max_epochs=1)
+    after = leftovers(module)
+    assert after[1:] == before[1:]
+    assert not any("forward" in vars(part) for part in module.modules())
+
+
+@pytest.mark.parametrize(
+    "other", [lambda: lc.WeightPruning(0.5), lambda: lc.Distillation(Deep(), fidelity=False)], ids=["pruning", "taught"]
+)
+def test_it_works_beside_the_other_callbacks(other):
+    module = slimmed(other(), max_epochs=2)
+    assert torch.isfinite(export_width(module, 0.5)(IMAGES[:5])).all()
+
+
+def test_a_width_can_be_quantized_in_a_fit_of_its_own():
+    small = export_width(slimmed(max_epochs=1), 0.5)
+    fit(small, lc.QuantizationAwareTraining(8, 8), max_epochs=1)
+    assert torch.isfinite(small(IMAGES[:5])).all()
+
+
+def test_what_cannot_work_is_refused():
+    with pytest.raises(CompressionError, match="Cut first"):
+        slimmed(lc.NeuronPruning(0.3), module=User("mlp"))
+    with pytest.raises(CompressionError, match="quantize the exported width"):
+        slimmed(lc.QuantizationAwareTraining(8, 8))
+    with pytest.raises(CompressionError, match=r"each in \(0, 1\]"):
+        SlimmableWidths((0.5, 1.5))
+    with pytest.raises(CompressionError, match="a width below 1"):
+        SlimmableWidths((1.0,))
+    with pytest.raises(CompressionError, match="none of 0.25"):
+        set_width(slimmed(max_epochs=1), 0.3)
+    with pytest.raises(CompressionError, match="No units"):
+        make_slimmable(nn.Linear(64, 10), CALL, WIDTHS)
+
+
+def test_values_in_the_configuration_are_the_defaults_of_the_constructor():
+    values, parameters = OmegaConf.load(CONF), inspect.signature(SlimmableWidths).parameters
+    assert set(values) - {"_target_", "_convert_"} == set(parameters)
+    for name, parameter in parameters.items():
+        found = tuple(values[name]) if isinstance(parameter.default, tuple) else values[name]
+        assert found == parameter.default, name
+    assert isinstance(instantiate(values), SlimmableWidths)
