@@ -23,8 +23,10 @@ def condensed(plan: Plan) -> Plan:
     (4, [2, 3])
     """
     edits: list[PlanEdit] = []
-    for cuts, run in groupby(plan.edits, key=lambda edit: isinstance(edit, KeepIndices)):
-        edits += [_joined([edit for edit in run if isinstance(edit, KeepIndices)])] if cuts else run
+    for _, run in groupby(plan.edits, key=lambda edit: isinstance(edit, KeepIndices)):
+        alike = list(run)
+        cuts = [edit for edit in alike if isinstance(edit, KeepIndices)]
+        edits += [_joined(cuts)] if cuts else alike
     return Plan(tuple(edits))
 
 

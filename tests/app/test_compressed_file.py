@@ -10,7 +10,8 @@ from lightning_compress.artifact import unpack_state
 from lightning_compress.report import Report
 from lightning_compress.zoo import Classifier
 
-SHORT = ("stages.dense.epochs=3", "stages.neurons.epochs=3", "stages.prune.epochs=6", "stages.cluster.epochs=2", "logger=csv",
+SHORT = ("stages.dense.epochs=3", "stages.neurons.epochs=3", "stages.prune.epochs=6", "stages.cluster.epochs=2",
+         "logger=csv",
          "callbacks.weights.sparsity=0.8",
          "callbacks.clusters.rate=1e-4", "callbacks.clusters.first_rate=null")  # fmt: skip
 
