@@ -70,7 +70,7 @@ def measure(module: nn.Module, example_input: ExampleInput) -> Cost:
     """
     _check(module)
     parameters = list(module.parameters())
-    macs, peak_memory_bytes = _forward_cost(module, example_input)
+    macs, peak_memory_bytes, _ = _forward_cost(module, example_input)
     return Cost(
         parameters=sum(parameter.numel() for parameter in parameters),
         nonzero_parameters=sum(int(torch.count_nonzero(parameter.detach())) for parameter in parameters),
@@ -78,6 +78,25 @@ def measure(module: nn.Module, example_input: ExampleInput) -> Cost:
         dense_bytes=_state_bytes(module),
         peak_memory_bytes=peak_memory_bytes,
     )
+
+
+def macs_by_module(module: nn.Module, example_input: ExampleInput) -> dict[str, int]:
+    """The multiply-accumulates of :class:`Cost` by the name of the module in which they happen, its parts included.
+
+    Args:
+        module: as in :func:`measure`.
+        example_input: as in :func:`measure`.
+
+    Raises:
+        CompressionError: as in :func:`measure`.
+
+    >>> macs_by_module(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.zeros(2, 4))
+    {'': 24, '0': 24}
+    """
+    _check(module)
+    root, counts = type(module).__name__, _forward_cost(module, example_input)[2]
+    names = {name: name.removeprefix(root).removeprefix(".") for name in counts if name.split(".")[0] == root}
+    return {short: counts[name] for name, short in sorted(names.items())}
 
 
 def _check(module: nn.Module) -> None:
@@ -93,8 +112,8 @@ def _state_bytes(module: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in distinct.values())
 
 
-def _forward_cost(module: nn.Module, example_input: ExampleInput) -> tuple[int, int]:
-    """MACs and peak bytes; on the meta device, or, where that fails, on a real copy."""
+def _forward_cost(module: nn.Module, example_input: ExampleInput) -> tuple[int, int, dict[str, int]]:
+    """MACs, peak bytes and MACs by module; on the meta device, or, where that fails, on a real copy."""
     with isolated_random_states():
         try:
             return _run(replica(module, to_meta), tensors_replaced(example_input, to_meta))
@@ -113,7 +132,7 @@ def _forward_cost(module: nn.Module, example_input: ExampleInput) -> tuple[int, 
             ) from error
 
 
-def _run(copy: nn.Module, example_input: ExampleInput) -> tuple[int, int]:
+def _run(copy: nn.Module, example_input: ExampleInput) -> tuple[int, int, dict[str, int]]:
     memory = LiveMemory()
     memory.hold(tensors_of(copy) + tensors_in(example_input))
     flops = FlopCounterMode(display=False, custom_mapping=PRODUCTS)
@@ -124,7 +143,8 @@ def _run(copy: nn.Module, example_input: ExampleInput) -> tuple[int, int]:
             copy(**example_input)
         else:
             copy(example_input)
-    return flops.get_total_flops() // 2, memory.peak
+    by_module = {name: sum(counts.values()) // 2 for name, counts in flops.get_flop_counts().items()}
+    return flops.get_total_flops() // 2, memory.peak, by_module
 
 
 @contextmanager
