@@ -177,12 +177,13 @@ def make_slimmable(
         module: the network, or what contains it.
         tracing: a call that runs it.
         widths: in (0, 1].
-        exclude: layers whose outputs always stay.
+        exclude: layers whose outputs always stay; those of recurrent layers do anyway.
 
     Raises:
         CompressionError: see :class:`Slimmable`.
     """
-    groups = find_groups(module, tracing, exclude=exclude, approximate=True)
+    recurrent = [name for name, part in module.named_modules() if isinstance(part, nn.RNNBase)]  # flat weights
+    groups = find_groups(module, tracing, exclude=[*exclude, *recurrent], approximate=True)
     slim = Slimmable(module, groups, widths)
     _SLIMMABLE[module] = slim
     return slim
@@ -281,10 +282,6 @@ class _Swap:
                         assert tensor is not None
                         parts[name] = parts[name] if name in parts else _part(self._edit, name, tensor)
                         self._put(slots, key, parts[name])
-        for owner in modules.values():
-            if isinstance(owner, nn.RNNBase):
-                flat = [owner._parameters.get(key) for key in owner._flat_weights_names]
-                self._put(owner.__dict__, "_flat_weights", flat)
         for norm, own in self._statistics.items():
             for key, value in own.items():
                 self._put(modules[norm]._buffers, key, value)

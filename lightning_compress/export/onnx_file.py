@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.measure.runtimes import check_runtime
@@ -35,6 +36,7 @@ def export_onnx(
     dynamic_batch: bool = True,
     tolerance: float = TOLERANCE,
     output_names: Sequence[str] = (),
+    trust_tracing: bool = False,
 ) -> Path:
     """Write ``module`` as an ONNX file and see that ONNX Runtime gives the same answers.
 
@@ -49,6 +51,8 @@ def export_onnx(
         dynamic_batch: the first dimension of every input may be of any length.
         tolerance: relative.
         output_names: of the outputs in the file.
+        trust_tracing: let the network look at values and shapes in Python while it is traced; what it decides is then
+            fixed in the file, and only the check at several numbers of samples sees a difference.
 
     Returns:
         ``path``.
@@ -72,7 +76,7 @@ def export_onnx(
     reasons = []
     for name, write in (("tracing", _with_tracing), ("torch.export", _with_export)):
         try:
-            exported = _written(write, network, batches[0], dynamic_batch, output_names)
+            exported = _written(write, network, batches[0], dynamic_batch, output_names, trust_tracing)
             reason = _difference(exported, network, batches, tolerance)
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
@@ -104,7 +108,12 @@ def _batches(inputs: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
 
 
 def _written(
-    write: Callable[..., None], network: nn.Module, inputs: tuple[Tensor, ...], dynamic: bool, names: Sequence[str]
+    write: Callable[..., None],
+    network: nn.Module,
+    inputs: tuple[Tensor, ...],
+    dynamic: bool,
+    names: Sequence[str],
+    trust: bool,
 ) -> bytes:
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with (
@@ -119,7 +128,8 @@ def _written(
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
         torch.backends.mha.set_fastpath_enabled(False)  # its one fused operation is unknown to ONNX
         warnings.simplefilter("ignore")
-        warnings.simplefilter("error", torch.jit.TracerWarning)  # a value would become a constant in the file
+        if not trust:
+            warnings.simplefilter("error", TracerWarning)  # a value would become a constant in the file
         path = Path(folder, "network.onnx")
         write(network, inputs, path, dynamic, list(names) or None)
         return path.read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -78,11 +79,12 @@ def pool_features(features: Tensor, positions: int) -> Tensor:
         return features
     if features.dim() == 3:
         return features.mean(dim=1)
-    size = [min(positions, length) for length in features.shape[2:]]
+    lengths = _lengths(features)
+    size = [min(positions, length) for length in lengths]
     if all(one == 1 for one in size):
         return features.flatten(2).mean(dim=2)
     if features.dim() == 4:
-        height, width = features.shape[2:]
+        height, width = lengths
         if height % size[0] == width % size[1] == 0:  # the same, for every exporter
             parts = features.reshape(-1, features.shape[1], size[0], height // size[0], size[1], width // size[1])
             return parts.mean(dim=(3, 5)).flatten(1)
@@ -90,6 +92,15 @@ def pool_features(features: Tensor, positions: int) -> Tensor:
     if features.dim() == 5:
         return adaptive_avg_pool3d(features, (size[0], size[1], size[2])).flatten(1)
     return adaptive_avg_pool1d(features.flatten(2), positions).flatten(1)
+
+
+def _lengths(features: Tensor) -> list[int]:
+    """Of a map's dimensions, which are constants in an exported graph."""
+    if not torch._C._is_tracing():
+        return list(features.shape[2:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [int(length) for length in features.shape[2:]]
 
 
 @dataclass(frozen=True)

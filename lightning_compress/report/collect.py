@@ -11,33 +11,70 @@ from typing import Any
 
 from torch import nn
 
-from lightning_compress.measure import measure
+from lightning_compress.measure import macs_by_module, measure
 from lightning_compress.measure.cost import ExampleInput
-from lightning_compress.plan import Journal
+from lightning_compress.plan import CHECKPOINT_KEY, Journal
 from lightning_compress.report.report import Layer, Network
+from lightning_compress.report.values import histogram, width_of
 
 PACKAGES = ("lightning-compress", "torch", "lightning", "numpy")
 
 
-def collect_layers(module: nn.Module) -> tuple[Layer, ...]:
+def collect_layers(
+    module: nn.Module, *, macs: Mapping[str, int] | None = None, bits: Mapping[str, int] | None = None
+) -> tuple[Layer, ...]:
     """The weight tensors of ``module``: all parameters of two dimensions and more, in its order.
+
+    Args:
+        module: the network.
+        macs: multiply-accumulates by name of a module, where they are known.
+        bits: widths of weights by name of a parameter, where quantization has set them.
 
     >>> [layer.name for layer in collect_layers(nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1)))]
     ['0', '2']
     """
     named = {name: tensor.detach() for name, tensor in module.named_parameters() if tensor.dim() > 1}
     short = _shortened(list(named))
+    macs, bits = macs or {}, bits or {}
     return tuple(
-        Layer(short[name], tuple(tensor.shape), tensor.numel(), int(tensor.count_nonzero()))
+        Layer(
+            name=short[name],
+            shape=tuple(tensor.shape),
+            weights=tensor.numel(),
+            kept=int(tensor.count_nonzero()),
+            parameter=name,
+            bytes=tensor.nbytes,
+            macs=macs.get(name.rpartition(".")[0]),
+            bits=bits.get(name, width_of(tensor)),
+            values=histogram(tensor),
+        )
         for name, tensor in named.items()
     )
 
 
 def collect_network(
-    module: nn.Module, example_input: ExampleInput, *, stage: str, epochs: int, metrics: Mapping[str, float]
+    module: nn.Module,
+    example_input: ExampleInput,
+    *,
+    stage: str,
+    epochs: int,
+    metrics: Mapping[str, float],
+    bits: Mapping[str, int] | None = None,
 ) -> Network:
-    """A network as it is now; ``example_input`` is one sample, for the cost."""
-    return Network(stage, epochs, asdict(measure(module, example_input)), dict(metrics), collect_layers(module))
+    """A network as it is now; ``example_input`` is one sample, for the cost, ``bits`` as in :func:`collect_layers`."""
+    layers = collect_layers(module, macs=macs_by_module(module, example_input), bits=bits)
+    return Network(stage, epochs, asdict(measure(module, example_input)), dict(metrics), layers)
+
+
+def quantized_bits(checkpoint: Mapping[str, Any]) -> dict[str, int]:
+    """Bits of each weight that a :class:`~lightning_compress.QuantizationAwareTraining` noted in a checkpoint.
+
+    >>> quantized_bits({"state_dict": {}})
+    {}
+    """
+    states = (checkpoint.get(CHECKPOINT_KEY) or {}).get("quantizers", {}).values()
+    quantizers = (item for state in states if state for item in state.get("weights", {}).items())
+    return {name: int(state["bits"]) for name, state in quantizers if state.get("enabled")}
 
 
 def collect_environment() -> dict[str, str]:

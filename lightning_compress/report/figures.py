@@ -1,62 +1,27 @@
-"""The report's figures. Each is drawn on a Figure of its own: no global state of matplotlib is touched."""
+"""Figures over time: metric and size of a run, and how faithful a student was to its teachers."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from io import BytesIO, StringIO
-from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.report.drawing import BLUE, FAINT, GREEN, ORANGE, PURPLE, RED, new_figure, write
 from lightning_compress.report.history import Event, History
-from lightning_compress.report.report import Report
-
-BLUE, ORANGE, GREEN, RED, PURPLE = (
-    "#3b7dc4",
-    "#d9822b",
-    "#2a9d78",
-    "#c8453b",
-    "#8d6bb8",
-)  # apart for the colour-blind, on light and dark
-INK, FAINT = "#1f2933", "#8a94a0"
-_RC: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 9.5,
-    "legend.fontsize": 9,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-}
 
 
 def draw_history(history: History, monitor: str) -> Figure:
     """Metric and size over time, with every cut, recovery and rollback marked."""
-    with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(8.4, 5), layout="constrained")
-        FigureCanvasAgg(figure)
+    with new_figure(5) as figure:
         metric, size = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1))
         _draw_metric(metric, history, monitor)
         _draw_size(size, history)
         for axes in (metric, size):
             _draw_moments(axes, history)
         for name, time in history.stages:
-            _write(size, name, (time, 0), (5, 4), FAINT, xycoords=("data", "axes fraction"))
+            write(size, name, (time, 0), (5, 4), FAINT, xycoords=("data", "axes fraction"))
         size.set_xlabel("epochs since the run began")
         size.set_xlim(0, max(history.end, 1) * 1.12)
         size.set_xticks([tick for tick in size.get_xticks() if tick <= history.end])
@@ -79,9 +44,7 @@ def draw_fidelity(history: History) -> Figure:
     """
     if not history.fidelity:
         raise CompressionError("No validation of this run compared a student with a teacher: Distillation(fidelity=).")
-    with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(8.4, 4.6), layout="constrained")
-        FigureCanvasAgg(figure)
+    with new_figure(4.6) as figure:
         panels = figure.subplots(2, 2, sharex=True)
         for axes, (panel, title) in zip(panels.flat, FIDELITY_PANELS.items(), strict=True):
             _draw_fidelity_panel(axes, history, panel)
@@ -102,7 +65,7 @@ def _draw_fidelity_panel(axes: Axes, history: History, panel: str) -> None:
         axes.plot(times, values, color=color, linewidth=1.5, marker="." if len(times) == 1 else "")
         label = " ".join(word for word in name.split("_") if word not in panel.split("_"))
         text = f"{values[-1]:.3g} {label}".strip()
-        _write(axes, text, (times[-1], values[-1]), (5, 0), color, va="center", fontweight="bold")
+        write(axes, text, (times[-1], values[-1]), (5, 0), color, va="center", fontweight="bold")
     if shown:
         values = [value for curve in shown.values() for _, value in curve]
         low, high = _central_range([-value for value in values])  # what falls begins high
@@ -114,9 +77,9 @@ def _draw_metric(axes: Axes, history: History, monitor: str) -> None:
     axes.plot(times, values, color=BLUE, linewidth=1.5)
     for time, value in history.reference:
         axes.plot([time, history.end], [value, value], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
-        _write(axes, f"before the cuts {value:.4g}", (history.end, value), (0, 3), FAINT, ha="right")
+        write(axes, f"before the cuts {value:.4g}", (history.end, value), (0, 3), FAINT, ha="right")
     if values:
-        _write(axes, f"{values[-1]:.4f}", (history.end, values[-1]), (6, 0), BLUE, va="center", fontweight="bold")
+        write(axes, f"{values[-1]:.4f}", (history.end, values[-1]), (6, 0), BLUE, va="center", fontweight="bold")
         axes.set_ylim(*_central_range([*values, *(value for _, value in history.reference)]))
     axes.set_title(f"{monitor} on validation data", loc="left")
 
@@ -129,7 +92,7 @@ def _draw_size(axes: Axes, history: History) -> None:
         left = [100 * (1 - share) for share in removed]
         axes.step([0.0, *times, history.end], [100.0, *left, left[-1]], where="post", color=color, linewidth=1.5)
         text = f"{left[-1]:.1f} %" + (f"\n{name}" if len(history.removed) > 1 else "")
-        _write(axes, text, (history.end, left[-1]), (6, 0), color, va="center", fontweight="bold")
+        write(axes, text, (history.end, left[-1]), (6, 0), color, va="center", fontweight="bold")
         lowest = min(lowest, *left)
     _mark(axes, history.events, "recovery", ".", GREEN, "recovered: the next cut may come")
     _mark(axes, history.events, "rollback", "X", RED, "rolled back")
@@ -171,61 +134,8 @@ def _mark(axes: Axes, events: Sequence[Event], kind: str, marker: str, color: st
         axes.plot(times, left, marker, color=color, markersize=7, label=label)
 
 
-def draw_layers(report: Report) -> Figure:
-    """Weights of each layer that are not zero, before and after, as bars."""
-    after = {layer.name: layer.kept for layer in report.after.layers}
-    layers = report.before.layers
-    largest = max((layer.weights for layer in layers), default=1)
-    with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(8.4, 0.6 + 0.36 * max(len(layers), 1)), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots()
-        for row, layer in enumerate(layers):
-            kept = after.get(layer.name, 0)
-            axes.barh(row, layer.weights, height=0.62, color=BLUE, alpha=0.25)
-            axes.barh(row, kept, height=0.62, color=BLUE)
-            text = f"{layer.weights:,} → {kept:,}  ({kept / layer.weights:.1%})"
-            _write(axes, text, (layer.weights, row), (6, 0), INK, va="center")
-        axes.set_yticks(range(len(layers)), [layer.name for layer in layers])
-        axes.set_xticks([])
-        axes.tick_params(axis="y", length=0)
-        axes.invert_yaxis()
-        axes.set_xlim(0, largest * 1.42)
-        axes.spines[:].set_visible(False)
-        axes.set_title(
-            f"weights that are not zero, after {report.before.stage} and after {report.after.stage}", loc="left"
-        )
-    return figure
-
-
-def to_svg(figure: Figure, name: str) -> str:
-    """An ``<svg>`` element for a page: ink takes the page's text colour, ``name`` keeps its ids apart."""
-    target = StringIO()
-    with matplotlib.rc_context({**_RC, "svg.hashsalt": name}):
-        figure.savefig(target, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = target.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "currentColor")
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r"url\(#", f"url(#{name}-", text)
-    return re.sub(r'href="#', f'href="#{name}-', text)
-
-
-def to_png(figure: Figure) -> bytes:
-    """The figure as a picture on white."""
-    target = BytesIO()
-    with matplotlib.rc_context(_RC):
-        figure.savefig(target, format="png", dpi=144, facecolor="white")
-    return target.getvalue()
-
-
 def _columns(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
     return [x for x, _ in pairs], [y for _, y in pairs]
-
-
-def _write(
-    axes: Axes, text: str, place: tuple[float, float], offset: tuple[float, float], color: str, **options: Any
-) -> None:
-    axes.annotate(text, place, xytext=offset, textcoords="offset points", color=color, **options)
 
 
 def _central_range(values: Sequence[float]) -> tuple[float, float]:

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from lightning_compress.report.figures import draw_fidelity, draw_history, draw_layers, to_svg
+from lightning_compress.report.drawing import to_svg
+from lightning_compress.report.figures import draw_fidelity, draw_history
 from lightning_compress.report.history import History, read_history
+from lightning_compress.report.layer_figures import draw_layers
 from lightning_compress.report.report import Report
 from lightning_compress.report.table import (
     FILE_LAYER_HEADING,

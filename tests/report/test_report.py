@@ -22,8 +22,8 @@ def test_what_is_no_report_is_refused(text):
 
 
 def test_report_of_a_later_version_is_refused():
-    state = {**json.loads(make_report().to_json()), "version": 2}
-    with pytest.raises(CompressionError, match="version 2"):
+    state = {**json.loads(make_report().to_json()), "version": 3}
+    with pytest.raises(CompressionError, match="version 3"):
         Report.from_json(json.dumps(state))
 
 
