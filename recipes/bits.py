@@ -6,10 +6,8 @@ Each finished run is one file under outputs/recipes/bits; the same command goes 
 the number of splits (10 for digits, 5 for textures).
 """
 
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import lightning as L
 import torch
+from fits import quiet
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
@@ -82,13 +81,6 @@ def run(data: str, name: str, arm: str, split: int, *, part: str = "test") -> di
     with TemporaryDirectory() as folder:
         size = save_compressed(classifier, Path(folder) / "model.lcz").bytes
     return {"accuracy": 100 * figures["test_acc" if part == "test" else "val_acc"], "bytes": size}
-
-
-def quiet() -> None:
-    """Lightning says nothing."""
-    for logger in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
 
 
 def main(data: str, name: str, splits: int) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import lightning as L
 import torch
+from fits import fit
 from torch import Tensor, nn
 
 from lightning_compress.zoo import Classifier, Digits
@@ -23,7 +20,6 @@ SEEDS, EPOCHS, RATE = 3, 20, 3e-3
 SHARES = (0.55, 0.2, 0.25)
 TEST_TO_TRAIN = 0.25 / 0.55
 CALIBRATION, BATCH = 256, 64
-torch.set_num_threads(1)
 
 
 def digits(seed: int) -> Digits:
@@ -44,19 +40,7 @@ def convnet() -> nn.Sequential:
 
 def train(network: nn.Module, data: Digits, epochs: int, rate: float) -> None:
     """AdamW, cosine, without noise."""
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
-    trainer = L.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-    )
-    trainer.fit(Classifier(network, lr=rate), train_dataloaders=data.train_dataloader())
+    fit(Classifier(network, lr=rate), data.train_dataloader(), epochs)
 
 
 def dense(seed: int) -> nn.Sequential:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
 from pathlib import Path
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import lightning as L
 import torch
+from fits import fit
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
@@ -18,7 +15,6 @@ from lightning_compress.zoo import Classifier, Digits
 
 OUTPUTS = Path(os.environ.get("RECIPE_OUTPUTS", "outputs/recipes"))
 TEST_TO_TRAIN = 360 / 1077
-torch.set_num_threads(1)
 
 
 def digits(seed: int) -> Digits:
@@ -36,20 +32,7 @@ def fresh(seed: int, lr: float) -> Classifier:
 
 def train(module: Classifier, data: Digits, epochs: int, *callbacks: Callback) -> None:
     """A fit of so many epochs, without noise."""
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
-    trainer = L.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        callbacks=list(callbacks),
-    )
-    trainer.fit(module, train_dataloaders=data.train_dataloader())
+    fit(module, data.train_dataloader(), epochs, *callbacks)
 
 
 @torch.no_grad()

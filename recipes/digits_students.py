@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
@@ -13,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import lightning as L
 import torch
+from fits import quiet
 from lightning.pytorch.callbacks import Callback
 from sklearn.datasets import load_digits
 from sklearn.model_selection import StratifiedShuffleSplit, train_test_split
@@ -155,10 +154,3 @@ def ensemble_score(members: Iterable[nn.Module], images: Tensor, labels: Tensor)
     chances = torch.stack([member(images).softmax(1) for member in members]).mean(0)
     right = (chances.argmax(1) == labels).float().mean()
     return {"accuracy": 100 * right.item(), "ECE": 100 * expected_calibration_error(chances, labels)}
-
-
-def quiet() -> None:
-    """Lightning says nothing."""
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")

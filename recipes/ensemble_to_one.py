@@ -8,7 +8,8 @@ import sys
 from functools import cache
 
 import torch
-from digits_students import OUTPUTS, TEST_TO_TRAIN, Student, ensemble_score, fresh, quiet, resplit, score, train
+from digits_students import OUTPUTS, TEST_TO_TRAIN, Student, ensemble_score, fresh, resplit, score, train
+from fits import quiet
 from torch import Tensor, nn
 
 from lightning_compress.distillation import leave_one_out

@@ -11,10 +11,8 @@ argument is the number of splits. The plot is frontier-DATA-NETWORK.png beside t
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -22,8 +20,7 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
+import fits
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -34,7 +31,6 @@ import lightning_compress as lc
 from lightning_compress.report.arms import Comparison, run_arms
 from lightning_compress.zoo import Classifier, Digits, SmallResNet, Textures
 
-torch.set_num_threads(1)
 OUTPUTS = Path(os.environ.get("RECIPE_OUTPUTS", "outputs/recipes")) / "frontier"
 TEST_TO_TRAIN = 0.2 / 0.6
 DENSE = "dense fp32"
@@ -75,17 +71,7 @@ def small(name: str, widths: Sequence[int], classes: int) -> nn.Module:
 
 def fit(module: Classifier, data: Any, epochs: int, *callbacks: Callback) -> Classifier:
     """So many epochs, without noise."""
-    trainer = L.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        callbacks=list(callbacks),
-    )
-    trainer.fit(module, train_dataloaders=data.train_dataloader())
+    fits.fit(module, data.train_dataloader(), epochs, *callbacks)
     return module
 
 
@@ -176,9 +162,6 @@ def plot(comparison: Comparison, path: Path, title: str) -> None:
 
 def main(kind: str, name: str, splits: int) -> None:
     """All arms on all splits; table and plot."""
-    for logger in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
     arms = {DENSE: lambda split: run(kind, name, split)}
     for neurons, weights in CUTS[name]:
         text = f"pruned {neurons:.0%} neurons {weights:.0%} weights".replace("%", "")

@@ -12,7 +12,8 @@ from functools import cache
 
 import lightning as L
 import torch
-from bits import OUTPUTS, SHARES, quiet
+from bits import OUTPUTS, SHARES
+from fits import quiet
 
 from lightning_compress.quantization import QuantizationAwareTraining, allocate_bits, sensitivity
 from lightning_compress.report.arms import run_arms

@@ -9,7 +9,8 @@ import copy
 from functools import cache
 
 import torch
-from digits_students import OUTPUTS, SPLITS, TEST_TO_TRAIN, Student, fresh, quiet, resplit, score
+from digits_students import OUTPUTS, SPLITS, TEST_TO_TRAIN, Student, fresh, resplit, score
+from fits import quiet
 from lightning import Trainer
 from torch.utils.data import DataLoader, TensorDataset
 

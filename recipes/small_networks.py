@@ -9,7 +9,6 @@ A number is that of the splits, 3 without it.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -17,11 +16,10 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
+import fits
 import lightning as L
 import torch
-from digits_students import OUTPUTS, ensemble_score, quiet
+from digits_students import OUTPUTS, ensemble_score
 from lightning.pytorch.callbacks import Callback
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -79,17 +77,7 @@ def fit(module: Classifier, split: int, seed: int, *callbacks: Callback) -> nn.M
     """
     part = Indexed(data(split).train) if callbacks else data(split).train
     batches = DataLoader(part, BATCH, shuffle=True, generator=torch.Generator().manual_seed(seed))
-    trainer = L.Trainer(
-        max_epochs=EPOCHS,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        callbacks=list(callbacks),
-    )
-    trainer.fit(module, batches)
+    fits.fit(module, batches, EPOCHS, *callbacks)
     recalibrate_batchnorm_(module.network, data(split).train.tensors[0].split(BATCH))
     return module.network.eval()
 
@@ -214,7 +202,6 @@ def plot(comparison: Comparison, path: Path) -> None:
 
 def main() -> None:
     """All arms on all splits; table and plot."""
-    quiet()
     if "--latency" in sys.argv[1:]:
         measure_latency()
     arms = {arm: lambda split, arm=arm: control(arm, split) for arm in CONTROLS}
