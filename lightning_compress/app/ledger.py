@@ -14,7 +14,9 @@ LEDGER = "ledger.jsonl"
 
 
 class Ledger:
-    """The file ``ledger.jsonl`` in the folder of a sweep. A line is an object with ``status`` and ``time``; others:
+    """The file ``ledger.jsonl`` in the folder of a sweep.
+
+    A line is an object with ``status`` and ``time``; by status, it also has:
 
     - ``begun``: the command was started; ``jobs`` (their number) and ``command``.
     - ``started``: a process took up ``job`` (its folder, below the sweep's); ``seed``, ``overrides``, ``process``.

@@ -15,6 +15,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 from omegaconf import DictConfig
 
+from lightning_compress.report.collect import collect_environment
+
 T = TypeVar("T")
 
 
@@ -121,7 +123,7 @@ def build_loggers(config: DictConfig, folder: Path, resolved: Mapping[str, Any])
     if kind == "CSVLogger":
         return [csv]
     chosen = GuardedLogger(lambda: instantiate(config.logger, **_options(kind, config, folder)), kind)
-    chosen.log_hyperparams(dict(resolved))
+    chosen.log_hyperparams({**resolved, "environment": collect_environment()})
     return [csv, chosen]
 
 

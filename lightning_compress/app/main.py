@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from lightning_compress.app.failures import describe_failure
 from lightning_compress.app.folder_names import folder_name
 from lightning_compress.app.recipes import register_recipes
 from lightning_compress.app.search_path import find_folder
+from lightning_compress.app.sweep import BEGUN, as_plain_error
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -25,31 +27,55 @@ _FAILURES: list[Exception] = []
 
 
 def main() -> int:
-    """Run the command; returns its exit code: 0, 1 after an error of use, 130 after an interrupt."""
+    """Run the command; returns its exit code: 0, 1 after an error, 130 after an interrupt, 141 after a closed pipe."""
     arguments = sys.argv[1:]
     try:
-        if arguments[:1] == ["summarize"]:
-            from lightning_compress.app.summary import summarize
-
-            summarize(arguments[1:])
-        elif arguments and arguments[0] in ("inspect", "verify", "unpack"):
-            from lightning_compress.artifact import command
-
-            getattr(command, arguments[0])(arguments[1:])
-        elif arguments[:1] == ["cache"]:
-            _run_hydra([*arguments[1:], "hydra.run.dir=."], _build_caches)
-        else:
-            _run_hydra(arguments, _run_job)
+        _dispatch(arguments)
+        sys.stdout.flush()
         if _FAILURES:
             raise _FAILURES.pop()
     except KeyboardInterrupt:
         return _say("interrupted; the same command goes on from the last epoch", 130)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except Exception as error:
         line = describe_failure(error, arguments)
         if line is None:
             raise
         return _say(line, 1)
+    finally:
+        _end_sweep()
     return 0
+
+
+def _dispatch(arguments: list[str]) -> None:
+    word, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if {"-h", "--help"} & set(arguments):
+        from lightning_compress.app.help import help_text
+
+        print(help_text(arguments))
+    elif word == "summarize":
+        from lightning_compress.app.summary import summarize
+
+        summarize(rest)
+    elif word == "pareto":
+        from lightning_compress.app.pareto import pareto
+
+        pareto(rest)
+    elif word in ("inspect", "verify", "unpack"):
+        from lightning_compress.artifact import command
+
+        getattr(command, word)(rest)
+    elif word == "cache":
+        _run_hydra([*rest, "hydra.run.dir=."], _build_caches)
+    elif word == "plan":
+        _run_hydra([*(one for one in rest if one != "--dry-run"), "dry_run=true"], _run_job)
+    elif word == "search":
+        recipe = [] if any(one.startswith("recipe=") for one in rest) else ["recipe=search"]
+        _run_hydra([*recipe, *rest], _search)
+    else:
+        _run_hydra(arguments, _run_job)
 
 
 def _run_hydra(arguments: list[str], job: Callable[[DictConfig], None]) -> None:
@@ -74,10 +100,10 @@ def _run_job(config: DictConfig) -> None:
         run(config)
     except Exception as error:
         line = describe_failure(error, [])
-        if line is None:
-            raise
         if config.sweep is not None:
-            _say(f"this job failed, the others go on: {line}", 1)
+            _say(f"this job failed, the others go on: {line or traceback.format_exc()}", 1)
+            raise as_plain_error(error) from None
+        if line is None:
             raise
         _FAILURES.append(error)
 
@@ -90,6 +116,29 @@ def _build_caches(config: DictConfig) -> None:
         build_caches(config)
     except Exception as error:
         _FAILURES.append(error)
+
+
+def _search(config: DictConfig) -> None:
+    """Many runs, each from what the others have shown."""
+    from lightning_compress.app.search import search
+
+    try:
+        search(config)
+    except Exception as error:
+        if describe_failure(error, []) is None:
+            raise
+        _FAILURES.append(error)
+
+
+def _end_sweep() -> None:
+    """How the sweep stands that this process has begun, if it has."""
+    while BEGUN:
+        sweep = BEGUN.pop()
+        folder = os.path.relpath(sweep.ledger.path.parent)
+        _say(
+            f"{sweep.end}\nledger   {os.path.relpath(sweep.ledger.path)}\nfigure   lightning-compress pareto {folder}",
+            0,
+        )
 
 
 def _say(line: str, exit_code: int) -> int:

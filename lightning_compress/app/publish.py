@@ -1,33 +1,50 @@
-"""What a finished run hands to W&B: the tables, the figures, and the model as an artifact."""
+"""What a finished run hands to W&B, behind the guard that no logger's failure passes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from io import BytesIO
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.loggers import WandbLogger
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
 
 from lightning_compress.app.loggers import GuardedLogger
 from lightning_compress.app.run_folder import RunFolder
-from lightning_compress.report import Report
+from lightning_compress.app.stages import Stage, build_network
+from lightning_compress.artifact import save_compressed
+from lightning_compress.report import ModelFiles, Report, send_report
+
+BEST_FILE = "best.lcz"
 
 
-def publish(logger: GuardedLogger, report: Report, figures: Mapping[str, bytes], folder: RunFolder) -> None:
-    """Log the report, if the logger is one of W&B's, and end its run.
+def publish(
+    logger: GuardedLogger,
+    report: Report,
+    figures: Mapping[str, Figure],
+    config: DictConfig,
+    stages: Sequence[Stage],
+    folder: RunFolder,
+) -> None:
+    """Log the report, if the logger is one of W&B's.
 
     Args:
         logger: any.
         report: of the run.
-        figures: PNG files by name.
-        folder: where the checkpoint of the last network and its file are.
+        figures: of the report, by name.
+        config: of the run.
+        stages: of the run.
+        folder: where the checkpoints of the last network and its file are.
     """
 
     def send(inner: Any) -> None:
         if isinstance(inner, WandbLogger):
-            _send_tables(inner, report)
-            _send_figures(inner, figures)
-            _send_model(inner, report, folder)
+            module = build_network(config, stages[-1], folder.stage(stages[-1].name).final)
+            models = _models(report, config, stages, folder)
+            send_report(inner, report, figures, module=module, models=models, others=_siblings(report, config, folder))
 
     logger.attempt(send)
 
@@ -42,41 +59,45 @@ def close(logger: GuardedLogger, *, exit_code: int = 0) -> None:
     logger.attempt(end)
 
 
-def _send_tables(inner: WandbLogger, report: Report) -> None:
-    after = {layer.name: layer for layer in report.after.layers}
-    rows = [
-        [
-            layer.name,
-            "x".join(map(str, layer.shape)),
-            layer.weights,
-            after[layer.name].kept if layer.name in after else 0,
-        ]
-        for layer in report.before.layers
-    ]
-    inner.log_table("report/layers", columns=["layer", "shape before", "weights before", "kept"], data=rows)
-    summary = inner.experiment.summary
-    for prefix, network in (("before", report.before), ("after", report.after)):
-        summary.update({f"{prefix}/{name}": value for name, value in {**network.cost, **network.metrics}.items()})
-    summary.update({"compress/network_sparsity": report.after.sparsity})
-    if report.file is not None:
-        summary.update({"compress/file_bytes": report.file.bytes, "compress/file_ratio": report.file.ratio})
-
-
-def _send_figures(inner: WandbLogger, figures: Mapping[str, bytes]) -> None:
-    from PIL import Image
-
-    for name, picture in figures.items():
-        inner.log_image(f"report/{name}", [Image.open(BytesIO(picture))])
-
-
-def _send_model(inner: WandbLogger, report: Report, folder: RunFolder) -> None:
-    import wandb
-
-    metadata = {**report.after.cost, **report.after.metrics}
+def _models(report: Report, config: DictConfig, stages: Sequence[Stage], folder: RunFolder) -> list[ModelFiles]:
+    """The best epoch on target, if there was one, and the last; one version where they are the same network."""
+    last = folder.stage(stages[-1].name)
+    metadata: dict[str, Any] = {**report.after.cost, **report.after.metrics, "plan": list(report.plan)}
+    paths = [last.final]
     if report.file is not None:
         metadata |= {"file_bytes": report.file.bytes, "file_ratio": report.file.ratio}
-    artifact = wandb.Artifact(f"{report.recipe}-{inner.experiment.id}", type="model", metadata=metadata)
-    artifact.add_file(str(folder.stage(report.after.stage).final))
+        paths.append(folder.path / report.file.name)
+    best = max(last.path.glob("best_*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
+    if best is None:
+        return [ModelFiles(paths, ["latest"], metadata)]
+    if _same_weights(best, last.final):
+        return [ModelFiles(paths, ["best", "latest"], metadata)]
+    files = [best]
     if report.file is not None:
-        artifact.add_file(str(folder.path / report.file.name))
-    inner.experiment.log_artifact(artifact, aliases=["latest"])
+        save_compressed(build_network(config, stages[-1], best), folder.path / BEST_FILE)
+        files.append(folder.path / BEST_FILE)
+    return [
+        ModelFiles(files, ["best"], {"stage": stages[-1].name, "checkpoint": best.stem}),
+        ModelFiles(paths, ["latest"], metadata),
+    ]
+
+
+def _same_weights(one: Path, other: Path) -> bool:
+    first, second = (torch.load(path, map_location="cpu", weights_only=True)["state_dict"] for path in (one, other))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def _siblings(report: Report, config: DictConfig, folder: RunFolder) -> list[Report]:
+    """Finished runs of the same sweep that differ from this one in their seed alone, and this one."""
+    found = [report]
+    if config.sweep is not None:
+        for path in folder.path.parent.glob("*/report.json"):
+            other = Report.from_json(path.read_text())
+            if other.seed != report.seed and _without_seed(other) == _without_seed(report):
+                found.append(other)
+    return sorted(found, key=lambda one: one.seed)
+
+
+def _without_seed(report: Report) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(json.dumps({**report.config, "seed": None}))
+    return config

@@ -18,32 +18,31 @@ from rich.padding import Padding
 from rich.text import Text
 
 from lightning_compress.app.compressed_file import check_file, write_file
+from lightning_compress.app.dry_run import dry_run
 from lightning_compress.app.loggers import GuardedLogger, build_loggers
 from lightning_compress.app.progress import StageDisplay, status_text
 from lightning_compress.app.publish import close, publish
 from lightning_compress.app.quiet import quiet
+from lightning_compress.app.report_parts import check_report, complete
 from lightning_compress.app.run_folder import RunFolder, StageFolder, relative, write_text
 from lightning_compress.app.stages import Stage, check_values, read_stages, run_stage
+from lightning_compress.app.sweep import run_recorded
 from lightning_compress.app.targets import TargetSearch, read_target
 from lightning_compress.plan import CHECKPOINT_KEY, Journal, explain, read_checkpoint
 from lightning_compress.report import (
     Network,
     Report,
     collect_environment,
-    draw_fidelity,
-    draw_history,
-    draw_layers,
+    draw_figures,
     file_layer_table,
     file_step_table,
     layer_table,
     network_table,
-    read_history,
     render_page,
-    to_png,
     to_report_entries,
 )
 
-NOT_THE_RUN = ("fresh", "sweep")
+NOT_THE_RUN = ("fresh", "sweep", "dry_run", "search")
 """Keys that say how to begin, not what to do."""
 
 
@@ -53,22 +52,46 @@ def run(config: DictConfig) -> None:
     Raises:
         CompressionError: something asked for cannot be done; nothing that was there is lost.
     """
-    console = Console()
+    if config.dry_run:
+        dry_run(config, Path(HydraConfig.get().runtime.output_dir), Console())
+    elif config.sweep is not None:
+        run_recorded(config, _run, resolved(config))
+    else:
+        _run(config)
+
+
+def run_quietly(config: DictConfig) -> Report:
+    """Run, or read, a trial of a search; nothing is printed."""
+    return _run(config, Console(quiet=True), wait=True)
+
+
+def run_first_stages(config: DictConfig, path: Path, number: int) -> None:
+    """The first stages alone, without a report: what trials have in common."""
+    folder = RunFolder(path)
+    with quiet(), folder.lock(), _threads(config.threads):
+        _run_stages(config, read_stages(config)[:number], folder, (), Console())
+
+
+def _run(config: DictConfig, console: Console | None = None, *, wait: bool = False) -> Report:
+    console = console or Console()
     stages = read_stages(config)
     check_values(config)
     check_file(config)
+    check_report(config)
     read_target(config, stages)
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
-    with quiet(), folder.lock(), _threads(config.threads):
+    with quiet(), folder.lock(wait=wait or config.sweep is not None), _threads(config.threads):
         if config.fresh:
             folder.clear()
-        folder.claim(_resolved(config))
+        folder.claim(resolved(config))
         if config.sweep is not None:
             console.print(Text(relative(folder.path), style="dim"), soft_wrap=True)
         finished = folder.report.exists()
         if not finished:
             _execute(config, stages, folder, console)
-        _show(Report.from_json(folder.report.read_text()), folder, console, finished=finished)
+        report = Report.from_json(folder.report.read_text())
+        _show(report, folder, console, finished=finished)
+    return report
 
 
 @contextmanager
@@ -82,14 +105,15 @@ def _threads(number: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _resolved(config: DictConfig) -> dict[str, Any]:
-    resolved = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items() if key not in NOT_THE_RUN}
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The configuration as primitives, without the keys that say how to begin."""
+    values = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items() if key not in NOT_THE_RUN}
 
 
 def _execute(config: DictConfig, stages: Sequence[Stage], folder: RunFolder, console: Console) -> None:
-    loggers = build_loggers(config, folder.path, _resolved(config))
+    loggers = build_loggers(config, folder.path, resolved(config))
     succeeded = False
     try:
         networks, search = _run_stages(config, stages, folder, loggers, console)
@@ -99,13 +123,11 @@ def _execute(config: DictConfig, stages: Sequence[Stage], folder: RunFolder, con
         if search is not None and file is not None:
             end = search.entry(networks, file, config.monitor, config.mode)
             report = replace(report, journal=(*report.journal, end))
-        history = read_history(report)
-        figures = {"history": draw_history(history, report.monitor), "layers": draw_layers(report)}
-        if history.fidelity:
-            figures["fidelity"] = draw_fidelity(history)
+        report = complete(report, config, stages, folder)
+        figures = draw_figures(report)
         for logger in loggers:
-            publish(logger, report, {name: to_png(figure) for name, figure in figures.items()}, folder)
-        write_text(folder.page, render_page(report))
+            publish(logger, report, figures, config, stages, folder)
+        write_text(folder.page, render_page(report, figures))
         write_text(folder.report, report.to_json())
         succeeded = True
     finally:
@@ -163,7 +185,7 @@ def _report(config: DictConfig, networks: Sequence[Network], model: Path) -> Rep
         journal=to_report_entries(journal),
         plan=tuple(line.partition(". ")[2] for line in explain(plan).splitlines()[1:]),
         environment=collect_environment(),
-        config=_resolved(config),
+        config=resolved(config),
         command=shlex.join(["lightning-compress", *overrides]),
     )
 

@@ -66,11 +66,14 @@ class RunFolder:
             )
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, *, wait: bool = False) -> Iterator[None]:
         """Keep other processes out; the operating system lets go of it when the process ends, however it ends.
 
+        Args:
+            wait: until the other process is done: a worker can outlive the sweep that was killed.
+
         Raises:
-            CompressionError: another process works here.
+            CompressionError: another process works here, and ``wait`` is False.
         """
         try:
             import fcntl
@@ -79,7 +82,7 @@ class RunFolder:
             return
         with (self.path / LOCK).open("w") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except OSError as error:
                 raise CompressionError(
                     f"Another process is at work in {str(self.path)!r}. Wait for it, or end it."

@@ -19,7 +19,7 @@ from lightning_compress.app.progress import StageLine
 from lightning_compress.app.run_folder import StageFolder, write_text
 from lightning_compress.errors import CompressionError, did_you_mean
 from lightning_compress.plan import Journal, Plan, Record, read_checkpoint
-from lightning_compress.report import Network, collect_network
+from lightning_compress.report import Network, collect_network, quantized_bits
 from lightning_compress.report.report import network_from_state
 from lightning_compress.training import AtomicCheckpointIO, NaNGuard, Replay, TargetCheckpoint
 
@@ -149,7 +149,7 @@ def run_stage(
         load_network(module, folder.final)
     else:
         _fit(stage, config, folder, module, data, start=start, loggers=loggers, line=line)
-    network = _measure(stage, config, module, data)
+    network = _measure(stage, config, module, data, quantized_bits(read_file(folder.final)))
     write_text(folder.result, json.dumps(asdict(network), indent=1))
     return network
 
@@ -201,16 +201,32 @@ def evaluate(config: DictConfig, module: L.LightningModule, data: L.LightningDat
     return metrics
 
 
-def _measure(stage: Stage, config: DictConfig, module: L.LightningModule, data: L.LightningDataModule) -> Network:
+def _measure(
+    stage: Stage, config: DictConfig, module: L.LightningModule, data: L.LightningDataModule, bits: Mapping[str, int]
+) -> Network:
     metrics = evaluate(config, module, data)
     sample = next(iter(data.val_dataloader()))[0][:1]
-    return collect_network(module.eval(), sample, stage=stage.name, epochs=stage.epochs, metrics=metrics)
+    module.eval()
+    return collect_network(module, sample, stage=stage.name, epochs=stage.epochs, metrics=metrics, bits=bits)
 
 
 def load_network(module: L.LightningModule, path: Path) -> None:
     """Give ``module`` the shape, the weights and the Journal of a checkpoint."""
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = read_file(path)
     plan, journal = read_checkpoint(checkpoint) or (Plan(), Journal())
     plan.apply_to(module)
     module.load_state_dict(checkpoint["state_dict"])
     Record.of(module).journal = journal
+
+
+def build_network(config: DictConfig, stage: Stage, path: Path) -> L.LightningModule:
+    """The module as ``stage`` has it, with the network of a checkpoint."""
+    module: L.LightningModule = instantiate(module_config(config, stage))
+    load_network(module, path)
+    return module
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """A checkpoint's content."""
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return content

@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 
-from lightning_compress.app.ledger import Ledger
+from lightning_compress.app.ledger import Job, Ledger
 from lightning_compress.errors import CompressionError
 
 if TYPE_CHECKING:
@@ -80,9 +80,9 @@ def run_recorded(config: DictConfig, run: Callable[[DictConfig], Report], resolv
     ledger, folder = Ledger(hydra.sweep.dir), Path(hydra.runtime.output_dir)
     name = os.path.relpath(folder, Path(hydra.sweep.dir).absolute())
     known = {job.name: job for job in ledger.jobs()}.get(name)
-    if known is not None and known.status == "finished" and (folder / "report.json").exists() and not config.fresh:
-        if known.line["config"] == resolved:
-            return _say(f"{name} was finished before")
+    if known is not None and not config.fresh and _is_done(known, folder, resolved):
+        _say(f"{name} was finished before")
+        return
     who = {"job": name, "seed": config.seed, "overrides": list(hydra.overrides.task), "process": os.getpid()}
     ledger.write("started", **who)
     begin = time.monotonic()
@@ -93,6 +93,11 @@ def run_recorded(config: DictConfig, run: Callable[[DictConfig], Report], resolv
         raise
     ledger.write("finished", **who, seconds=round(time.monotonic() - begin, 1), **entry_of(report))
     _say(f"{name} finished; {_left(ledger)}")
+
+
+def _is_done(job: Job, folder: Path, resolved: Mapping[str, Any]) -> bool:
+    """Whether this very job is finished, and what it left is there."""
+    return job.status == "finished" and job.line["config"] == resolved and (folder / "report.json").exists()
 
 
 def entry_of(report: Report) -> dict[str, Any]:

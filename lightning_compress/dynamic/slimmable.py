@@ -69,22 +69,31 @@ class Slimmable:
         return found
 
     @contextmanager
-    def at(self, width: float) -> Iterator[None]:
+    def at(self, width: float, seen: Mapping[str, Tensor] | None = None) -> Iterator[None]:
         """Inside, the module computes at ``width``, and gradients flow into the units that it uses.
 
         The tensors in the module are exchanged for parts of them and put back afterwards; statistics that a BatchNorm
         updates inside are those of this width.
+
+        Args:
+            width: one of the widths.
+            seen: values that stand for parameters of these names, such as rounded weights; parts of them are used.
         """
         width = self.check(width)
         if width == 1:
             yield
             return
-        swap = _Swap(self.module, self.edits[width], self.statistics[width])
+        swap = _Swap(self.module, self.edits[width], self.statistics[width], seen or {})
         try:
             swap.make()
             yield
         finally:
             swap.undo()
+
+    @property
+    def touched(self) -> frozenset[str]:
+        """Names of the tensors of which a width below 1 uses a part."""
+        return frozenset[str]().union(*(edit.touched for edit in self.edits.values()))
 
     def export(self, width: float) -> nn.Module:
         """An ordinary small module; see :func:`export_width`."""
@@ -266,8 +275,10 @@ def checked_widths(widths: Sequence[float]) -> tuple[float, ...]:
 class _Swap:
     """Tensors, statistics and attributes of a narrower network, put into the module and taken out again."""
 
-    def __init__(self, module: nn.Module, edit: KeepIndices, statistics: Statistics) -> None:
-        self._module, self._edit, self._statistics = module, edit, statistics
+    def __init__(
+        self, module: nn.Module, edit: KeepIndices, statistics: Statistics, seen: Mapping[str, Tensor]
+    ) -> None:
+        self._module, self._edit, self._statistics, self._seen = module, edit, statistics, seen
         self._slots: list[tuple[dict[str, Any], str, Any]] = []
 
     def make(self) -> None:
@@ -278,9 +289,10 @@ class _Swap:
             for slots in (owner._parameters, owner._buffers):
                 for key, tensor in list(slots.items()):
                     name = "" if tensor is None else names[id(tensor)]
-                    if name in self._edit.touched:
+                    if name in self._edit.touched or name in self._seen:
                         assert tensor is not None
-                        parts[name] = parts[name] if name in parts else _part(self._edit, name, tensor)
+                        if name not in parts:
+                            parts[name] = _part(self._edit, name, self._seen.get(name, tensor))
                         self._put(slots, key, parts[name])
         for norm, own in self._statistics.items():
             for key, value in own.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import lightning as L
@@ -13,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
+from lightning_compress.dynamic.early_exit import EarlyExits
 from lightning_compress.dynamic.routing import logits_of
 from lightning_compress.dynamic.slimmable import Slimmable, checked_widths, make_slimmable, remember_slimmable
 from lightning_compress.errors import CompressionError
@@ -22,8 +24,6 @@ from lightning_compress.training import CompressionCallback, private
 from lightning_compress.training.batches import labels_in
 
 STATE_KEY = "widths"
-BITS = 40
-"""The order of the callbacks that see weights through grids or shared values."""
 STATISTICS = ("separate", "recalibrated")
 
 
@@ -33,7 +33,8 @@ class SlimmableWidths(CompressionCallback):
     The module's own step trains the whole network. Before its backward the network runs again on the same inputs: at
     the smallest width and at some of the others (the sandwich rule), where what the whole network says is the target
     (in-place distillation; Yu and Huang, ICCV 2019, arXiv:1903.05134), or the labels are. BatchNorms have statistics of
-    their own at each width. Afterwards :func:`~lightning_compress.dynamic.set_width` switches, and
+    their own at each width. Beside quantization a width uses parts of the whole network's rounded weights, and all widths
+    share the ranges of the activations. Afterwards :func:`~lightning_compress.dynamic.set_width` switches, and
     :func:`~lightning_compress.dynamic.export_width` gives an ordinary small network.
 
     Args:
@@ -141,11 +142,10 @@ class SlimmableWidths(CompressionCallback):
                 f"{type(callback).__name__} takes out neurons that the widths are made of. Cut first, and fit "
                 f"{self.state_key} afterwards, in a Trainer of its own."
             )
-        if isinstance(callback, CompressionCallback) and callback.order == BITS:
+        if isinstance(callback, EarlyExits):
             raise CompressionError(
-                f"{type(callback).__name__} keeps scales or values for each unit of the whole network; at a narrower "
-                f"width they fit no tensor. Train {self.state_key} first, then quantize the exported width: "
-                "export_width(module, 0.5)."
+                f"{type(callback).__name__} has heads for features of one width. Train {self.state_key} first, then "
+                "fit exits on the exported width: export_width(module, 0.5)."
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -184,11 +184,15 @@ class SlimmableWidths(CompressionCallback):
         if pl_module.automatic_optimization:
             factor /= trainer.accumulate_grad_batches
         network, slim = pl_module.get_submodule(self._place), self._running
-        for width in self._widths_of_step(trainer.global_step):
-            for args, kwargs, whole in calls:
-                with slim.at(width), trainer.precision_plugin.forward_context():
-                    narrow = logits_of(network(*args, **kwargs))
-                loss.add_(self._loss(narrow, whole) * (factor / len(calls)))
+        with ExitStack() as stack:
+            seen: dict[str, Tensor] = {}  # a width uses parts of what the whole network sees: its rounded weights
+            for callback in self.session.callbacks:
+                seen |= stack.enter_context(callback.seen_weights(slim.touched))
+            for width in self._widths_of_step(trainer.global_step):
+                for args, kwargs, whole in calls:
+                    with slim.at(width, seen), trainer.precision_plugin.forward_context():
+                        narrow = logits_of(network(*args, **kwargs))
+                    loss.add_(self._loss(narrow, whole) * (factor / len(calls)))
         self._active = not pl_module.automatic_optimization
 
     def _widths_of_step(self, step: int) -> list[float]:

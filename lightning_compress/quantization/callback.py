@@ -198,6 +198,10 @@ class QuantizationAwareTraining(CompressionCallback):
         if self._training is not None and state["scales"] is not None:
             self._training.load_state_dict(state["scales"])
 
+    def seen_weights(self, names: Collection[str]) -> AbstractContextManager[Mapping[str, Tensor]]:
+        """Rounded."""
+        return self.network.seen_weights(names)
+
     # -- hooks --------------------------------------------------------------------------------------------------------
 
     def _refuse_callback(self, callback: Callback) -> None:

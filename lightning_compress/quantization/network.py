@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -263,6 +264,10 @@ class FakeQuantization:
             value = getattr(self.module.get_submodule(path), key)
         assert isinstance(value, Tensor)
         return value.detach()
+
+    def seen_weights(self, names: Collection[str]) -> AbstractContextManager[dict[str, Tensor]]:
+        """See :meth:`~lightning_compress.quantization.TransparentWeights.values`."""
+        return self._transparent.values(names)
 
     @torch.no_grad()
     def rounded_weights(self) -> dict[str, Tensor]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import weakref
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
 import lightning as L
@@ -91,6 +92,10 @@ class ShadowCallback(CompressionCallback):
     def start_over(self) -> None:
         """Forget what the transforms have learned."""
         self._state = None
+
+    def seen_weights(self, names: Collection[str]) -> AbstractContextManager[Mapping[str, Tensor]]:
+        """In few values."""
+        return self.transparent.values(names)
 
     # -- hooks --------------------------------------------------------------------------------------------------------
 

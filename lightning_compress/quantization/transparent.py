@@ -127,6 +127,27 @@ class TransparentWeights:
             self._gate.blocked -= 1
             self._gate.update()
 
+    @contextmanager
+    def values(self, names: Collection[str]) -> Iterator[dict[str, Tensor]]:
+        """Those of the parameters that have a transform, through it and with its gradient.
+
+        Inside, forwards read these as they are, and all others through their transforms: whoever puts parts of the
+        values in the place of the parameters has them transformed once, as a whole.
+        """
+        owners = {name: self._owners[name] for name in names if name in self._transforms}
+        with self.raw():
+            found = {name: self._transforms[name](getattr(*places[0])) for name, places in owners.items()}
+        entries = [layer.__dict__[_ENTRIES][key] for places in owners.values() for layer, key in places]
+        former = [entry.transform for entry in entries]
+        try:
+            for entry in entries:
+                entry.transform = _as_it_is
+            with self.seen():
+                yield found
+        finally:
+            for entry, transform in zip(entries, former, strict=True):
+                entry.transform = transform
+
     def follow(self, edit: Edit) -> Callable[[], None]:
         """Where a layer has been replaced, let go of the old one; take up the new one if it has such a parameter."""
         former = dict(self._transforms)
@@ -151,6 +172,10 @@ class TransparentWeights:
                 self._module.register_forward_hook(leave, always_call=True),
             ]
             _renew_class(self._module)
+
+
+def _as_it_is(value: Tensor) -> Tensor:
+    return value
 
 
 class _Gate:

@@ -8,11 +8,13 @@ from lightning_compress.report.collect import (
     quantized_bits,
     to_report_entries,
 )
+from lightning_compress.report.cost_curves import CostPoint, draw_cost_curves
 from lightning_compress.report.drawing import to_png, to_svg
 from lightning_compress.report.figures import draw_fidelity, draw_history
 from lightning_compress.report.history import Event, History, read_history
 from lightning_compress.report.layer_figures import draw_layers
-from lightning_compress.report.page import render_page
+from lightning_compress.report.page import draw_figures, render_page
+from lightning_compress.report.publish import ModelFiles, send_report
 from lightning_compress.report.report import (
     SCHEMA_VERSION,
     Answers,
@@ -25,6 +27,7 @@ from lightning_compress.report.report import (
     SizeStep,
     file_from_state,
     read_report,
+    read_rival,
 )
 from lightning_compress.report.table import file_layer_table, file_step_table, layer_table, network_table
 from lightning_compress.report.weight_figures import draw_masks, draw_sensitivity, draw_values
@@ -32,11 +35,13 @@ from lightning_compress.report.weight_figures import draw_masks, draw_sensitivit
 __all__ = [
     "SCHEMA_VERSION",
     "Answers",
+    "CostPoint",
     "Event",
     "FileResult",
     "Histogram",
     "History",
     "Layer",
+    "ModelFiles",
     "Network",
     "Report",
     "Rival",
@@ -46,7 +51,9 @@ __all__ = [
     "collect_network",
     "compare_answers",
     "draw_confusion",
+    "draw_cost_curves",
     "draw_fidelity",
+    "draw_figures",
     "draw_history",
     "draw_layers",
     "draw_masks",
@@ -61,7 +68,9 @@ __all__ = [
     "quantized_bits",
     "read_history",
     "read_report",
+    "read_rival",
     "render_page",
+    "send_report",
     "to_png",
     "to_report_entries",
     "to_svg",

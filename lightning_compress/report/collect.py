@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -77,13 +80,29 @@ def quantized_bits(checkpoint: Mapping[str, Any]) -> dict[str, int]:
     return {name: int(state["bits"]) for name, state in quantizers if state.get("enabled")}
 
 
+@cache
+def find_commit() -> str | None:
+    """The commit of the checkout that this package runs from; None where it is installed."""
+    folder = Path(__file__).parents[2]
+    if not (folder / ".git").exists():
+        return None
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except OSError:
+        return None
+    return found.stdout.strip() or None
+
+
 def collect_environment() -> dict[str, str]:
-    """What a figure depends on besides the code: versions, platform, processors."""
+    """What a figure depends on: versions, the commit where there is one, platform, processors."""
     versions = {name: version(name) for name in PACKAGES if name != "lightning-compress"}
     from lightning_compress import __version__
 
+    commit = find_commit()
     return {
         "lightning-compress": __version__,
+        **({} if commit is None else {"commit": commit}),
         **versions,
         "python": platform.python_version(),
         "platform": platform.platform(aliased=True, terse=True),

@@ -14,12 +14,17 @@ FIDELITY = ("agreement", "kl_to_teacher", "student_nll", "teacher_nll", "student
 
 @dataclass(frozen=True)
 class Event:
-    """Something at a moment; ``time`` in epochs since the run began."""
+    """Something at a moment; ``time`` in epochs since the run began, ``data`` the figures behind the words."""
 
     kind: str
     time: float
     text: str
-    reached: float | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def reached(self) -> float | None:
+        """What the callback had reached then."""
+        return self.data.get("reached")
 
 
 @dataclass
@@ -72,7 +77,7 @@ def _add(history: History, entry: dict[str, Any] | Any, time: float, monitor: st
         curve = history.removed.setdefault(data["callback"], [(time, data["before"])])
         curve.append((time, data["reached"]))
     if kind in ("cut", "recovery", "rollback", "stop"):
-        history.events.append(Event(kind, time, entry["text"], data.get("reached")))
+        history.events.append(Event(kind, time, entry["text"], data))
     if "reference" in data:
         history.reference.append((time, data["reference"]))
 

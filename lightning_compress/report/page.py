@@ -7,63 +7,111 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from matplotlib.figure import Figure
+
+from lightning_compress.report.answers import draw_confusion
 from lightning_compress.report.drawing import to_svg
 from lightning_compress.report.figures import draw_fidelity, draw_history
-from lightning_compress.report.history import History, read_history
-from lightning_compress.report.layer_figures import draw_layers
-from lightning_compress.report.report import Report
+from lightning_compress.report.history import read_history
+from lightning_compress.report.layer_figures import draw_layers, pair_layers
+from lightning_compress.report.report import FINISHED, Layer, Report
 from lightning_compress.report.table import (
     FILE_LAYER_HEADING,
     FILE_STEP_HEADING,
     file_layer_rows,
     file_step_rows,
+    full_network_rows,
     layer_row,
-    network_rows,
+    network_heading,
 )
+from lightning_compress.report.weight_figures import draw_sensitivity, draw_values
 
+VALUES_CAPTION = (
+    "Weights that are not zero, each histogram as high as its highest bin. Line: before; filled: after; where few "
+    "values are shared, each of them is a line."
+)
 _STYLE = """
-:root { color-scheme: light dark;
-  --ink: #1f2933; --faint: #66717e; --line: #dfe3e8; --paper: #fdfdfc; --panel: #f4f5f6; }
+:root { color-scheme: light dark; --blue: #3b7dc4; --green: #2a9d78; --red: #c8453b; --orange: #d9822b;
+  --ink: #1f2933; --faint: #66717e; --line: #e1e5ea; --paper: #f6f7f8; --panel: #ffffff; --code: #f1f3f5; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e7eb; --faint: #98a2ae; --line: #343b44; --paper: #16191d; --panel: #1e2227; }
+  :root { --ink: #e4e7eb; --faint: #98a2ae; --line: #2e353d; --paper: #14171b; --panel: #1b1f24; --code: #252b32; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 54rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .4rem; } h2 { font-size: 1.1rem; margin: 2.4rem 0 .6rem; }
-p { margin: .4rem 0; } .faint { color: var(--faint); }
-figure { margin: 1rem 0; } svg { display: block; width: 100%; height: auto; }
+body { margin: 0; padding: 2.5rem 1rem 4rem; background: var(--paper); color: var(--ink);
+  font: 15.5px/1.55 system-ui, -apple-system, "Segoe UI", "Liberation Sans", sans-serif; }
+main { margin: 0 auto; max-width: 58rem; }
+h1 { font-size: 1.75rem; line-height: 1.25; letter-spacing: -.01em; margin: 0 0 .5rem; text-wrap: balance; }
+h2 { font-size: 1.1rem; margin: 0 0 .7rem; }
+p { margin: .4rem 0; } .faint { color: var(--faint); font-size: .9em; }
+section { background: var(--panel); border: 1px solid var(--line); border-radius: .7rem; padding: 1.3rem 1.5rem;
+  margin: 1.1rem 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .8rem; margin: 1.4rem 0 0; }
+.tile { background: var(--panel); border: 1px solid var(--line); border-radius: .7rem; padding: .8rem 1rem; }
+.tile b { display: block; font-size: 1.6rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
+.tile span { color: var(--faint); font-size: .85rem; }
+.warning { border-left: .3rem solid var(--orange); border-radius: .3rem; background: var(--panel);
+  padding: .6rem 1rem; }
+figure { margin: .6rem 0; } svg { display: block; width: 100%; height: auto; }
 svg text { font-family: inherit !important; }
+figcaption { color: var(--faint); font-size: .9em; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .95em; }
+th, td { padding: .32rem 1rem .32rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+tbody tr:last-child td { border-bottom: 0; }
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; color: var(--faint); }
-.journal td { text-align: left; vertical-align: top; } .journal td:last-child { white-space: normal; }
-.rollback, .stop { color: #c8453b; } .recovery { color: #2a9d78; }
-details { margin: .6rem 0; } summary { cursor: pointer; }
-pre { background: var(--panel); padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; border-radius: .3rem; }
-code { background: var(--panel); padding: .1rem .3rem; border-radius: .2rem; }
+.journal td { text-align: left; vertical-align: top; } .journal td:last-child { white-space: normal; width: 100%; }
+.rollback, .stop { color: var(--red); } .recovery { color: var(--green); } .cut { color: var(--orange); }
+details { margin: .6rem 0; } summary { cursor: pointer; color: var(--faint); }
+pre { background: var(--code); padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; border-radius: .4rem; }
+code { background: var(--code); padding: .1rem .3rem; border-radius: .2rem; overflow-wrap: anywhere; }
+@media print { body { padding: 0; } section { break-inside: avoid; } }
 """
 
 
-def render_page(report: Report) -> str:
-    """The whole of ``report.html``; whatever comes from outside is escaped."""
+def draw_figures(report: Report) -> dict[str, Figure]:
+    """Every figure that the report has something to show in, by name, in the order of the page."""
     history = read_history(report)
+    figures = {"history": draw_history(history, report.monitor)} if history.end else {}
+    figures["layers"] = draw_layers(report)
+    if any(layer.values is not None for layer in report.after.layers):
+        figures["values"] = draw_values(report)
+    if report.sensitivity:
+        figures["sensitivity"] = draw_sensitivity(report.sensitivity)
+    if report.answers is not None and report.answers.after:
+        figures["confusion"] = draw_confusion(report.answers)
+    if history.fidelity:
+        figures["fidelity"] = draw_fidelity(history)
+    return figures
+
+
+def render_page(report: Report, figures: Mapping[str, Figure] | None = None) -> str:
+    """The whole of ``report.html``; whatever comes from outside is escaped.
+
+    Args:
+        report: of a run.
+        figures: what :func:`draw_figures` has drawn of it, if it has.
+    """
+    drawn = {name: to_svg(figure, name) for name, figure in (figures or draw_figures(report)).items()}
     sections = (
         _heading(report),
         _section("Before and after", _network_table(report)),
-        _section("What happened when", _figure(to_svg(draw_history(history, report.monitor), "history"))),
-        _section("Layer by layer", _figure(to_svg(draw_layers(report), "layers")) + _layer_table(report)),
+        _figure_section("What happened when", drawn, "history"),
+        _figure_section("Layer by layer", drawn, "layers", after=_layer_details(report)),
+        _figure_section("How the weights spread", drawn, "values", VALUES_CAPTION),
+        _figure_section("What zeros cost where, without training", drawn, "sensitivity"),
         _file(report),
-        _distillation(report, history),
+        _answers(report, drawn),
+        _figure_section("Student and teachers", drawn, "fidelity", after=_teachers(report)),
         _section("What was done", _deeds(report)),
+        _unknown(report),
         _section("How to make this again", _provenance(report)),
     )
     title = escape(f"{report.recipe}, seed {report.seed}")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{''.join(sections)}</body>\n</html>\n"
+        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"{''.join(sections)}</main>\n</body>\n</html>\n"
     )
 
 
@@ -75,28 +123,57 @@ def summary_sentence(report: Report) -> str:
     if before.cost["macs"] != after.cost["macs"]:
         text += f", {before.cost['macs'] / max(after.cost['macs'], 1):.1f}x fewer multiply-accumulates"
     if report.file is not None:
-        text = f"A file {report.file.ratio:.1f}x smaller: {report.file.bytes:,} bytes, {text}"
-    shared = [name for name in ("test_acc", report.monitor) if name in before.metrics and name in after.metrics]
-    if shared:
-        text += f"; {shared[0]} {before.metrics[shared[0]]:.4f} before, {after.metrics[shared[0]]:.4f} after"
+        text = f"A file {report.file.ratio:.1f}x smaller, {text}"
+    metric = headline_metric(report)
+    if metric is not None:
+        text += f"; {metric} {before.metrics[metric]:.4f} before, {after.metrics[metric]:.4f} after"
     return f"{text}."
+
+
+def headline_metric(report: Report) -> str | None:
+    """What both networks are judged by: the test's relative of the monitored metric, else that itself, else any."""
+    shared = sorted(set(report.before.metrics) & set(report.after.metrics))
+    wanted = (report.monitor.replace("val", "test", 1), report.monitor)
+    tests = [name for name in shared if name.startswith("test")]
+    return next((name for name in (*wanted, *tests, *shared) if name in shared), None)
 
 
 def _heading(report: Report) -> str:
     stages = " → ".join(f"{network.stage} ({network.epochs} epochs)" for network in report.networks)
+    broken = "" if report.status == FINISHED else f'<p class="warning">{escape(report.status)}</p>\n'
     return (
         f"<h1>{escape(summary_sentence(report))}</h1>\n"
         f'<p class="faint">Recipe {escape(report.recipe)}, seed {report.seed}. {escape(stages)}. '
-        "One run: the difference between two seeds is not in these figures.</p>\n"
+        f"One run: the difference between two seeds is not in these figures.</p>\n{broken}{_tiles(report)}"
     )
+
+
+def _tiles(report: Report) -> str:
+    """The few figures that a reader looks for first."""
+    before, after = report.before, report.after
+    tiles = []
+    metric = headline_metric(report)
+    if metric is not None:
+        change = after.metrics[metric] - before.metrics[metric]
+        tiles.append((f"{after.metrics[metric]:.4f}", f"{metric}, {change:+.4f}"))
+    if report.file is not None:
+        tiles.append((f"{report.file.bytes:,}", f"bytes on the disk, {report.file.ratio:.1f}x fewer than in fp32"))
+    kept = after.cost["nonzero_parameters"]
+    tiles.append((f"{kept:,}", f"parameters not zero, of {before.cost['parameters']:,}"))
+    macs = before.cost["macs"] / max(after.cost["macs"], 1)
+    tiles.append((f"{after.cost['macs']:,}", f"MACs, dense, {f'{macs:.1f}x fewer' if macs > 1.005 else 'the same'}"))
+    if report.answers is not None:
+        tiles.append((f"{report.answers.agreement:.1%}", "same answers before and after, validation"))
+    inner = "".join(f'<div class="tile"><b>{escape(a)}</b><span>{escape(b)}</span></div>' for a, b in tiles)
+    return f'<div class="tiles">{inner}</div>\n'
 
 
 def _section(title: str, body: str) -> str:
     return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>\n"
 
 
-def _figure(svg: str) -> str:
-    return f"<figure>{svg}</figure>"
+def _figure(svg: str, caption: str = "") -> str:
+    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -106,21 +183,54 @@ def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _network_table(report: Report) -> str:
-    rows = network_rows(report.before, report.after)
+    rows = full_network_rows(report)
     note = (
         '<p class="faint">MACs are multiply-accumulates for one sample, and bytes those of the tensors, both with the '
         "zeros counted: zeros make a network smaller only in a format that leaves them out.</p>"
     )
-    return _table(("network", report.before.stage, report.after.stage, ""), rows) + note
+    if report.rival is None:
+        note += '<p class="faint">No honest rival (a small dense network of equal bytes, from scratch) was trained.</p>'
+    return _table(network_heading(report), rows) + note
+
+
+def _figure_section(title: str, drawn: Mapping[str, str], name: str, caption: str = "", after: str = "") -> str:
+    """Nothing where there is no such figure."""
+    return _section(title, _figure(drawn[name], caption) + after) if name in drawn else ""
+
+
+def _layer_details(report: Report) -> str:
+    return f"<details><summary>As a table</summary>{_layer_table(report)}</details>"
+
+
+def _answers(report: Report, drawn: Mapping[str, str]) -> str:
+    """Nothing where the answers were not compared."""
+    answers = report.answers
+    if answers is None:
+        return ""
+    text = (
+        f"<p>On {answers.samples:,} validation samples both give the same answer to {answers.agreement:.1%}; "
+        f"{answers.lost:,} answers that were right are wrong now, and {answers.gained:,} that were wrong are right.</p>"
+    )
+    figure = _figure(drawn["confusion"]) if "confusion" in drawn else ""
+    return _section("Which answers changed", text + figure)
+
+
+def _unknown(report: Report) -> str:
+    """Nothing where nothing is missing."""
+    lines = "".join(f"<li>{escape(line)}</li>" for line in report.unknown)
+    return _section("What this report cannot say", f"<ul>{lines}</ul>") if lines else ""
 
 
 def _layer_table(report: Report) -> str:
-    after = {layer.name: layer for layer in report.after.layers}
-    rows = [
-        (layer.name, "x".join(map(str, layer.shape)), *layer_row(layer, after.get(layer.name))[1:])
-        for layer in report.before.layers
-    ]
+    pairs = pair_layers(report.before.layers, report.after.layers)
+    rows = [_layer_cells(old, new) for old, new in pairs]
     return _table(("layer", "shape", "weights", "kept", "share"), rows)
+
+
+def _layer_cells(old: Layer | None, new: Layer | None) -> Sequence[str]:
+    if old is not None:
+        return old.name, "x".join(map(str, old.shape)), *layer_row(old, new)[1:]
+    return () if new is None else (new.name, "x".join(map(str, new.shape)), "new", f"{new.kept:,}", "")
 
 
 def _file(report: Report) -> str:
@@ -138,14 +248,11 @@ def _file(report: Report) -> str:
     return _section(f"{file.name}: {file.ratio:.1f}x smaller", body + f"<p>Read back: {escape(read_back)}.</p>")
 
 
-def _distillation(report: Report, history: History) -> str:
-    """Nothing where nobody was taught."""
-    if not history.fidelity:
-        return ""
+def _teachers(report: Report) -> str:
+    """What each teacher is worth, where there were several."""
     worth = [entry["data"] for entry in report.journal if "without" in entry["data"]]
     rows = [(one["without"] or "nobody", f"{one['accuracy']:.4f}", f"{one['nll']:.4f}") for one in worth]
-    table = _table(("teachers, validation data, without", "accuracy", "NLL"), rows) if rows else ""
-    return _section("Student and teachers", _figure(to_svg(draw_fidelity(history), "fidelity")) + table)
+    return _table(("teachers, validation data, without", "accuracy", "NLL"), rows) if rows else ""
 
 
 def _deeds(report: Report) -> str:

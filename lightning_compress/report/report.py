@@ -274,6 +274,19 @@ def read_report(place: str | Path) -> Report:
     return Report.from_json(path.read_text())
 
 
+def read_rival(place: str | Path) -> Rival:
+    """The honest rival from the report of its own run: what that left.
+
+    Args:
+        place: as in :func:`read_report`.
+
+    Raises:
+        CompressionError: as in :func:`read_report`.
+    """
+    report = read_report(place)
+    return Rival(report.recipe, report.after, None if report.file is None else report.file.bytes)
+
+
 def layer_from_state(state: Mapping[str, Any]) -> Layer:
     """A :class:`Layer` back from ``dataclasses.asdict`` and JSON."""
     values = state.get("values")

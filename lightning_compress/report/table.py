@@ -29,8 +29,27 @@ def layer_row(before: Layer, after: Layer | None) -> tuple[str, str, str, str]:
 
 def network_table(report: Report) -> Table:
     """The whole network before and after: size, arithmetic and every metric that both have."""
-    heading = ("network", report.before.stage, report.after.stage, "")
-    return _plain_table(heading, network_rows(report.before, report.after))
+    return _plain_table(network_heading(report), full_network_rows(report))
+
+
+def network_heading(report: Report) -> tuple[str, ...]:
+    """Over :func:`full_network_rows`."""
+    rival = () if report.rival is None else (f"rival: {report.rival.name}",)
+    return ("network", report.before.stage, report.after.stage, "", *rival)
+
+
+def full_network_rows(report: Report) -> list[tuple[str, ...]]:
+    """:func:`network_rows`, the file's bytes where there is one, and a column for the honest rival, if there is one."""
+    rows: list[tuple[str, ...]] = [*network_rows(report.before, report.after)]
+    if report.file is not None:
+        dense = report.before.cost["parameters"] * 4
+        rows.append(("bytes, file", f"{dense:,} (fp32)", f"{report.file.bytes:,}", f"{report.file.ratio:.1f}x fewer"))
+    if report.rival is None:
+        return rows
+    theirs = {row[0]: row[2] for row in network_rows(report.rival.network, report.rival.network)}
+    if report.rival.file_bytes is not None:
+        theirs["bytes, file"] = f"{report.rival.file_bytes:,}"
+    return [(*row, theirs.get(row[0], "")) for row in rows]
 
 
 def network_rows(before: Network, after: Network) -> list[tuple[str, str, str, str]]:

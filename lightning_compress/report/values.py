@@ -30,9 +30,9 @@ def width_of(tensor: Tensor) -> int:
 def distinct_values(tensor: Tensor) -> Tensor | None:
     """The distinct values that are not zero, in rising order; None where there are more than 256 of them."""
     flat = tensor.detach().flatten()
-    if len(flat[:PROBE].unique()) > MOST_SHARED + 1:  # most tensors are told from a few of their entries
+    if len(torch.unique(flat[:PROBE])) > MOST_SHARED + 1:  # most tensors are told from a few of their entries
         return None
-    values = flat.unique()
+    values: Tensor = torch.unique(flat)
     values = values[values != 0]
     return values if len(values) <= min(MOST_SHARED, max(flat.numel() // 4, 4)) else None
 

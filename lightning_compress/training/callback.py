@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, ClassVar
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelPruning, StochasticWeightAveraging, WeightAveraging
+from torch import Tensor
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.training import private
@@ -69,6 +72,13 @@ class CompressionCallback(Callback):
 
     def set_compression_state(self, state: dict[str, Any]) -> None:
         """Go back to what :meth:`get_compression_state` returned."""
+
+    def seen_weights(self, names: Collection[str]) -> AbstractContextManager[Mapping[str, Tensor]]:
+        """Those of the parameters that a forward sees otherwise than they are, as it sees them, for whoever runs the
+        network on parts of its weights: gradients flow through them. Inside, forwards read these parameters as they
+        are, and all others as ever.
+        """
+        return nullcontext({})
 
     # -- hooks --------------------------------------------------------------------------------------------------------
 
