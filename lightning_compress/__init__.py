@@ -22,11 +22,13 @@ if TYPE_CHECKING:
         TernaryWeights,
         WeightClustering,
     )
+    from lightning_compress.report.callback import CompressionReport
     from lightning_compress.training import Recovery, load_from_checkpoint
 
 _HOME = {
     "BinaryConnect": "lightning_compress.quantization",
     "CompressionError": "lightning_compress.errors",
+    "CompressionReport": "lightning_compress.report.callback",
     "DepthwiseSeparable": "lightning_compress.architecture",
     "Distillation": "lightning_compress.distillation",
     "DistillationModule": "lightning_compress.distillation",
@@ -70,6 +72,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BinaryConnect",
     "CompressionError",
+    "CompressionReport",
     "DepthwiseSeparable",
     "Distillation",
     "DistillationModule",

@@ -20,9 +20,9 @@ class Ledger:
 
     - ``begun``: the command was started; ``jobs`` (their number) and ``command``.
     - ``started``: a process took up ``job`` (its folder, below the sweep's); ``seed``, ``overrides``, ``process``.
-    - ``finished``: likewise, and ``recipe``, ``monitor``, ``mode``, ``before`` and ``after`` (the cost and the metrics
-      of the first and of the last network, each by name), ``file`` (name and bytes, or null), ``config`` (resolved)
-      and ``environment``.
+    - ``finished``: likewise, and ``recipe``, ``command``, ``monitor``, ``mode``, ``before`` and ``after`` (the cost and
+      the metrics of the first and of the last network, each by name), ``file`` (name and bytes, or null), ``config``
+      (resolved) and ``environment``.
     - ``failed``: likewise, and ``error``. Started again, a failed job is run again.
 
     The last line of a job says where it stands: one that is ``started`` and no more is being run, or was killed.

@@ -59,6 +59,10 @@ def _dispatch(arguments: list[str]) -> None:
         from lightning_compress.app.summary import summarize
 
         summarize(rest)
+    elif word == "compare":
+        from lightning_compress.app.compare import compare
+
+        compare(rest)
     elif word == "pareto":
         from lightning_compress.app.pareto import pareto
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -105,6 +106,7 @@ def entry_of(report: Report) -> dict[str, Any]:
     file = None if report.file is None else {"name": report.file.name, "bytes": report.file.bytes}
     return {
         "recipe": report.recipe,
+        "command": shlex.split(report.command)[1:],
         "monitor": report.monitor,
         "mode": report.mode,
         "before": {**report.before.cost, **report.before.metrics},

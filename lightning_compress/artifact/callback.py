@@ -61,6 +61,7 @@ class SaveCompressed(CompressionCallback):
         self.monitor = monitor
         self.best: float | None = None
         self.summary: FileSummary | None = None
+        self._edits = 0
         self._sign = 1 if mode == "max" else -1
         self._coder: CoderName = coder
 
@@ -92,6 +93,11 @@ class SaveCompressed(CompressionCallback):
         if self.session.on_target:
             self._save(trainer, pl_module, self.last_path)
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the last file again where the end of the fit has edited the network, by hanging exits on it."""
+        if self.session.on_target and len(self.session.plan) != self._edits:
+            self._save(trainer, pl_module, self.last_path)
+
     def state_dict(self) -> dict[str, Any]:
         """The best value so far."""
         return {"best": self.best}
@@ -102,6 +108,7 @@ class SaveCompressed(CompressionCallback):
 
     def _save(self, trainer: L.Trainer, module: L.LightningModule, path: Path) -> None:
         """The first process writes; the weights are the same everywhere."""
+        self._edits = len(self.session.plan)
         if not trainer.is_global_zero:
             return
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}

@@ -6,6 +6,7 @@ import copy
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pickle import UnpicklingError
 from typing import Any
 
 import lightning as L
@@ -19,7 +20,7 @@ from lightning_compress.dynamic.exit_training import ExitTraining, Loss, Weights
 from lightning_compress.dynamic.inference import CONFIDENCES
 from lightning_compress.dynamic.placement import attach_exits, edit_of, hang_on, place_exits
 from lightning_compress.dynamic.routed import Tally, routed
-from lightning_compress.errors import CompressionError
+from lightning_compress.errors import CompressionError, did_you_mean
 from lightning_compress.plan import BANK, CHECKPOINT_KEY, ExitBank, Plan
 from lightning_compress.plan.specs import build_module
 from lightning_compress.random_states import isolated_random_states
@@ -416,7 +417,8 @@ class EarlyExits(CompressionCallback):
 def load_exits(module: nn.Module, path: str, name: str = "EarlyExits") -> ExitBank:
     """Hang the exits of a checkpoint that was written during a fit on ``module``, which has the file's weights.
 
-    A checkpoint that was written after the fit, and a model file, have them in the module already.
+    A checkpoint or model file that was written after the fit has them in the module already. A model file that was
+    written amid the fit has the network alone.
 
     Args:
         module: the LightningModule.
@@ -424,12 +426,20 @@ def load_exits(module: nn.Module, path: str, name: str = "EarlyExits") -> ExitBa
         name: the callback's key there.
 
     Raises:
-        CompressionError: the file has no such exits.
+        CompressionError: the file is no checkpoint, or has no such exits.
     """
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    heads = checkpoint.get(CHECKPOINT_KEY, {}).get(STATE_KEY, {}).get(name)
-    if heads is None:
-        raise CompressionError(f"{str(path)!r} has no exits of {name!r} beside its network.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError) as error:
+        raise CompressionError(
+            f"{str(path)!r} is no checkpoint. A model file has the exits in its network (load_compressed), or none if "
+            "it was written amid the fit: SaveCompressed writes last.lcz with exits when the fit ends."
+        ) from error
+    banks = {key: one for key, one in checkpoint.get(CHECKPOINT_KEY, {}).get(STATE_KEY, {}).items() if one is not None}
+    if name not in banks:
+        hint = did_you_mean(name, banks) if banks else "A file of the end of the fit has them in the module already."
+        raise CompressionError(f"{str(path)!r} has no exits of {name!r} beside its network. {hint}")
+    heads = banks[name]
     place = Plan.from_state(heads["plan"]).edits[0].place  # type: ignore[union-attr]
     return hang_on(module, place, _bank_from(heads))
 

@@ -33,8 +33,8 @@ class SlimmableWidths(CompressionCallback):
     The module's own step trains the whole network. Before its backward the network runs again on the same inputs: at
     the smallest width and at some of the others (the sandwich rule), where what the whole network says is the target
     (in-place distillation; Yu and Huang, ICCV 2019, arXiv:1903.05134), or the labels are. BatchNorms have statistics of
-    their own at each width. Beside quantization a width uses parts of the whole network's rounded weights, and all widths
-    share the ranges of the activations. Afterwards :func:`~lightning_compress.dynamic.set_width` switches, and
+    their own at each width. Beside quantization a width uses parts of the whole network's rounded weights, and all
+    widths share the ranges of the activations. Afterwards :func:`~lightning_compress.dynamic.set_width` switches, and
     :func:`~lightning_compress.dynamic.export_width` gives an ordinary small network.
 
     Args:
@@ -228,6 +228,9 @@ class SlimmableWidths(CompressionCallback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """All processes get the same statistics."""
+        self._share_statistics(trainer)
+
+    def _share_statistics(self, trainer: L.Trainer) -> None:
         if trainer.world_size > 1:
             for own in self._running.statistics.values():
                 for entries in own.values():
@@ -239,10 +242,11 @@ class SlimmableWidths(CompressionCallback):
         super().on_fit_end(trainer, pl_module)
         slim = self._running
         if self.statistics == "recalibrated":
-            slim.recalibrate(self._some_batches(trainer, pl_module), self._run_network)
+            slim.recalibrate(self._some_batches(trainer), self._run_network)
+            self._share_statistics(trainer)
         remember_slimmable(pl_module, slim)
 
-    def _some_batches(self, trainer: L.Trainer, module: L.LightningModule) -> list[Any]:
+    def _some_batches(self, trainer: L.Trainer) -> list[Any]:
         batches: list[Any] = []
         for batch in private.train_loaders(trainer)[0]:
             moved = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))

@@ -143,6 +143,11 @@ class WeightPruning(EvidenceCallback):
         weights = find_weights(self.session.module, *self._patterns)
         return layers_of(weights), weights
 
+    @property
+    def curves(self) -> Sensitivity | None:
+        """What the allocation "sensitivity" measured at the first cut; None before that, and for other allocations."""
+        return self._curves
+
     def start_over(self) -> None:
         """Forget the masks too."""
         super().start_over()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from math import inf
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelPruning
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_compress.errors import CompressionError

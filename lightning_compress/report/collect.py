@@ -37,7 +37,7 @@ def collect_layers(
     ['0', '2']
     """
     named = {name: tensor.detach() for name, tensor in module.named_parameters() if tensor.dim() > 1}
-    short = _shortened(list(named))
+    short = short_names(list(named))
     macs, bits = macs or {}, bits or {}
     return tuple(
         Layer(
@@ -117,8 +117,12 @@ def to_report_entries(journal: Journal | Iterable[Any]) -> tuple[dict[str, Any],
     )
 
 
-def _shortened(names: list[str]) -> dict[str, str]:
-    """Names without what they all begin with, and without a last ``.weight``."""
+def short_names(names: list[str]) -> dict[str, str]:
+    """Names without what they all begin with, and without a last ``.weight``.
+
+    >>> short_names(["network.fc1.weight", "network.fc2.weight"])
+    {'network.fc1.weight': 'fc1', 'network.fc2.weight': 'fc2'}
+    """
     parts = [name.removesuffix(".weight").split(".") for name in names]
     common = 0
     while parts and all(len(p) > common + 1 and p[common] == parts[0][common] for p in parts):

@@ -23,7 +23,7 @@ def draw_history(history: History, monitor: str) -> Figure:
         for name, time in history.stages:
             write(size, name, (time, 0), (5, 4), FAINT, xycoords=("data", "axes fraction"))
         size.set_xlabel("epochs since the run began")
-        size.set_xlim(0, max(history.end, 1) * 1.12)
+        size.set_xlim(0, max(history.end, 1) * 1.15)
         size.set_xticks([tick for tick in size.get_xticks() if tick <= history.end])
     return figure
 
@@ -77,7 +77,9 @@ def _draw_metric(axes: Axes, history: History, monitor: str) -> None:
     axes.plot(times, values, color=BLUE, linewidth=1.5)
     for time, value in history.reference:
         axes.plot([time, history.end], [value, value], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
-        write(axes, f"before the cuts {value:.4g}", (history.end, value), (0, 3), FAINT, ha="right")
+        above = not values or value > values[-1]
+        place = {"va": "bottom" if above else "top", "fontsize": 8.5}
+        write(axes, f"{value:.4f}\nbefore cuts", (history.end, value), (6, 6 if above else -6), FAINT, **place)
     if values:
         write(axes, f"{values[-1]:.4f}", (history.end, values[-1]), (6, 0), BLUE, va="center", fontweight="bold")
         axes.set_ylim(*_central_range([*values, *(value for _, value in history.reference)]))

@@ -58,7 +58,8 @@ def read_history(report: Report) -> History:
     offset = 0.0
     for entry in report.journal:
         if entry["kind"] == "start" and "stage" in entry["data"]:
-            offset, history.end = history.end, history.end + lengths.get(entry["data"]["stage"], 0)
+            length = lengths.get(entry["data"]["stage"], entry["data"].get("epochs", 0))
+            offset, history.end = history.end, history.end + length
             history.stages.append((entry["data"]["stage"], offset))
         _add(history, entry, offset + (entry["epoch"] or 0.0), report.monitor)
     return history

@@ -45,9 +45,9 @@ h2 { font-size: 1.1rem; margin: 0 0 .7rem; }
 p { margin: .4rem 0; } .faint { color: var(--faint); font-size: .9em; }
 section { background: var(--panel); border: 1px solid var(--line); border-radius: .7rem; padding: 1.3rem 1.5rem;
   margin: 1.1rem 0; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .8rem; margin: 1.4rem 0 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .8rem; margin: 1.4rem 0 0; }
 .tile { background: var(--panel); border: 1px solid var(--line); border-radius: .7rem; padding: .8rem 1rem; }
-.tile b { display: block; font-size: 1.6rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
+.tile b { display: block; font-size: 1.45rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--faint); font-size: .85rem; }
 .warning { border-left: .3rem solid var(--orange); border-radius: .3rem; background: var(--panel);
   padding: .6rem 1rem; }
@@ -106,7 +106,7 @@ def render_page(report: Report, figures: Mapping[str, Figure] | None = None) -> 
         _unknown(report),
         _section("How to make this again", _provenance(report)),
     )
-    title = escape(f"{report.recipe}, seed {report.seed}")
+    title = escape(report.recipe if report.seed is None else f"{report.recipe}, seed {report.seed}")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -120,14 +120,20 @@ def summary_sentence(report: Report) -> str:
     before, after = report.before, report.after
     fewer = before.cost["nonzero_parameters"] / max(after.cost["nonzero_parameters"], 1)
     text = f"{fewer:.1f}x fewer parameters that are not zero"
-    if before.cost["macs"] != after.cost["macs"]:
-        text += f", {before.cost['macs'] / max(after.cost['macs'], 1):.1f}x fewer multiply-accumulates"
+    if fewer_macs(report) > 1:
+        text += f", {fewer_macs(report):.1f}x fewer multiply-accumulates"
     if report.file is not None:
         text = f"A file {report.file.ratio:.1f}x smaller, {text}"
     metric = headline_metric(report)
     if metric is not None:
         text += f"; {metric} {before.metrics[metric]:.4f} before, {after.metrics[metric]:.4f} after"
     return f"{text}."
+
+
+def fewer_macs(report: Report) -> float:
+    """By what factor the multiply-accumulates have become fewer; 1 where they have not, or it is not known."""
+    before, after = report.before.cost.get("macs", 0), report.after.cost.get("macs", 0)
+    return before / after if before > after > 0 else 1.0
 
 
 def headline_metric(report: Report) -> str | None:
@@ -139,11 +145,12 @@ def headline_metric(report: Report) -> str | None:
 
 
 def _heading(report: Report) -> str:
-    stages = " → ".join(f"{network.stage} ({network.epochs} epochs)" for network in report.networks)
+    stages = " → ".join(f"{one.stage} ({one.epochs} epochs)" if one.epochs else one.stage for one in report.networks)
     broken = "" if report.status == FINISHED else f'<p class="warning">{escape(report.status)}</p>\n'
+    seed = "seed not set" if report.seed is None else f"seed {report.seed}"
     return (
         f"<h1>{escape(summary_sentence(report))}</h1>\n"
-        f'<p class="faint">Recipe {escape(report.recipe)}, seed {report.seed}. {escape(stages)}. '
+        f'<p class="faint">{escape(report.recipe)}, {seed}. {escape(stages)}. '
         f"One run: the difference between two seeds is not in these figures.</p>\n{broken}{_tiles(report)}"
     )
 
@@ -160,8 +167,9 @@ def _tiles(report: Report) -> str:
         tiles.append((f"{report.file.bytes:,}", f"bytes on the disk, {report.file.ratio:.1f}x fewer than in fp32"))
     kept = after.cost["nonzero_parameters"]
     tiles.append((f"{kept:,}", f"parameters not zero, of {before.cost['parameters']:,}"))
-    macs = before.cost["macs"] / max(after.cost["macs"], 1)
-    tiles.append((f"{after.cost['macs']:,}", f"MACs, dense, {f'{macs:.1f}x fewer' if macs > 1.005 else 'the same'}"))
+    if "macs" in after.cost:
+        macs = f"{fewer_macs(report):.1f}x fewer" if fewer_macs(report) > 1 else "as many as before"
+        tiles.append((f"{after.cost['macs']:,}", f"MACs for one sample, dense, {macs}"))
     if report.answers is not None:
         tiles.append((f"{report.answers.agreement:.1%}", "same answers before and after, validation"))
     inner = "".join(f'<div class="tile"><b>{escape(a)}</b><span>{escape(b)}</span></div>' for a, b in tiles)

@@ -66,7 +66,8 @@ class Network:
     Attributes:
         stage: name of the stage.
         epochs: length of the stage.
-        cost: the fields of :class:`lightning_compress.measure.Cost`, for one sample.
+        cost: the fields of :class:`lightning_compress.measure.Cost`, for one sample; ``macs`` and
+            ``peak_memory_bytes`` are missing where the network could not be run by itself.
         metrics: what validation and test logged, by name.
         layers: the weight tensors (two dimensions and more); biases, norms and the like are not among them.
     """
@@ -166,7 +167,7 @@ class Report:
 
     Attributes:
         recipe: name of the recipe.
-        seed: of the training.
+        seed: of the training; None where nobody set one.
         monitor: name of the metric that is followed.
         mode: "max" or "min" of it is better.
         networks: what each stage left, in order; the first is "before", the last is "after".
@@ -185,7 +186,7 @@ class Report:
     """
 
     recipe: str
-    seed: int
+    seed: int | None
     monitor: str
     mode: str
     networks: tuple[Network, ...]

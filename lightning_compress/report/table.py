@@ -16,7 +16,7 @@ def layer_table(report: Report) -> Table:
     """
     after = {layer.name: layer for layer in report.after.layers}
     rows = (layer_row(layer, after.get(layer.name)) for layer in report.before.layers)
-    return _plain_table(("layer", "weights", "kept", "share"), rows)
+    return plain_table(("layer", "weights", "kept", "share"), rows)
 
 
 def layer_row(before: Layer, after: Layer | None) -> tuple[str, str, str, str]:
@@ -29,7 +29,7 @@ def layer_row(before: Layer, after: Layer | None) -> tuple[str, str, str, str]:
 
 def network_table(report: Report) -> Table:
     """The whole network before and after: size, arithmetic and every metric that both have."""
-    return _plain_table(network_heading(report), full_network_rows(report))
+    return plain_table(network_heading(report), full_network_rows(report))
 
 
 def network_heading(report: Report) -> tuple[str, ...]:
@@ -58,9 +58,10 @@ def network_rows(before: Network, after: Network) -> list[tuple[str, str, str, s
         _ratio_row("parameters", before.cost["parameters"], after.cost["parameters"]),
         _ratio_row("not zero", before.cost["nonzero_parameters"], after.cost["nonzero_parameters"]),
         ("sparsity", f"{before.sparsity:.1%}", f"{after.sparsity:.1%}", ""),
-        _ratio_row("MACs, dense", before.cost["macs"], after.cost["macs"]),
         _ratio_row("bytes, dense", before.cost["dense_bytes"], after.cost["dense_bytes"]),
     ]
+    if "macs" in before.cost and "macs" in after.cost:
+        rows.insert(3, _ratio_row("MACs, dense", before.cost["macs"], after.cost["macs"]))
     for name in sorted(set(before.metrics) & set(after.metrics)):
         old, new = before.metrics[name], after.metrics[name]
         rows.append((name, f"{old:.4f}", f"{new:.4f}", f"{new - old:+.4f}"))
@@ -69,7 +70,7 @@ def network_rows(before: Network, after: Network) -> list[tuple[str, str, str, s
 
 def file_layer_table(file: FileResult) -> Table:
     """Each parameter in the file: what is kept, bits of a kept weight and of its place after coding, bytes."""
-    return _plain_table(FILE_LAYER_HEADING, file_layer_rows(file))
+    return plain_table(FILE_LAYER_HEADING, file_layer_rows(file))
 
 
 FILE_LAYER_HEADING = ("layer", "kept", "share", "weight bits", "index bits", "bytes")
@@ -92,7 +93,7 @@ def file_layer_rows(file: FileResult) -> list[tuple[str, ...]]:
 
 def file_step_table(file: FileResult) -> Table:
     """The size after each step, and its ratio to the first."""
-    return _plain_table(FILE_STEP_HEADING, file_step_rows(file))
+    return plain_table(FILE_STEP_HEADING, file_step_rows(file))
 
 
 FILE_STEP_HEADING = ("step", "bytes", "ratio", "")
@@ -107,8 +108,8 @@ def file_step_rows(file: FileResult) -> list[tuple[str, ...]]:
     ]
 
 
-def _plain_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """The first column to the left, the others to the right."""
+def plain_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table without lines; the first column to the left, the others to the right."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for place, column in enumerate(heading):
         table.add_column(column, justify="right" if place else "left", no_wrap=True)

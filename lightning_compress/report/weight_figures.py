@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.report.collect import short_names
 from lightning_compress.report.drawing import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, RED, new_figure, write
 from lightning_compress.report.layer_figures import pair_layers
 from lightning_compress.report.report import Histogram, Layer, Report
@@ -33,7 +34,7 @@ def draw_values(report: Report) -> Figure:
     columns = min(3, len(shown))
     rows = ceil(len(shown) / columns)
     with new_figure(0.3 + 1.65 * rows) as figure:
-        panels = figure.subplots(rows, columns, squeeze=False).flat
+        panels = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axes in panels:
             axes.set_axis_off()
         for axes, (before, after) in zip(panels, shown, strict=False):
@@ -91,6 +92,7 @@ def draw_sensitivity(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Fig
     if not curves:
         raise CompressionError("Nobody measured a sensitivity in this run.")
     worst = sorted(curves, key=lambda name: -max(curves[name])[1])[:MOST_CURVES]
+    short = short_names(list(curves))
     colors = (RED, ORANGE, PURPLE, BLUE, GREEN)
     with new_figure(3.4) as figure:
         axes = figure.subplots()
@@ -104,8 +106,7 @@ def draw_sensitivity(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Fig
             while any(abs(height - other) < 0.055 * top for other in ends):
                 height -= 0.02 * top
             ends.append(height)
-            label = name.removesuffix(".weight")
-            write(axes, label, (100 * points[-1][0], height), (7, 0), color, va="center", fontsize=8.5)
+            write(axes, short[name], (100 * points[-1][0], height), (7, 0), color, va="center", fontsize=8.5)
         axes.set_xlim(0, 118)
         axes.set_xticks([0, 25, 50, 75, 90], ["0", "25 %", "50 %", "75 %", "90 %"])
         axes.set_xlabel("zeros in one weight tensor, the others whole")

@@ -85,6 +85,15 @@ def restart_train_iterator(trainer: L.Trainer) -> None:
         iter(trainer.fit_loop._data_fetcher)
 
 
+def validation_batches(trainer: L.Trainer, module: L.LightningModule) -> Iterator[Any]:
+    """The batches of the first validation loader as ``validation_step`` gets them."""
+    loaders = trainer.val_dataloaders
+    while isinstance(loaders, list | tuple | dict):
+        loaders = next(iter(loaders.values() if isinstance(loaders, dict) else loaders))
+    for batch in loaders or ():
+        yield module._apply_batch_transfer_handler(trainer.precision_plugin.convert_input(batch), device=module.device)
+
+
 def train_loaders(trainer: L.Trainer) -> list[Any]:
     """The training data loaders as Lightning has prepared them."""
     loader = trainer.fit_loop._combined_loader

@@ -96,7 +96,7 @@ def test_the_depth_can_be_switched_after_a_fit(network, mode):
     torch.manual_seed(2)
     module = DepthUser(network)
     callback = StochasticDepth(0.5, mode=mode)
-    fit(module, callback, max_epochs=2)
+    fit(module, callback, max_epochs=1)
     assert "forward" not in vars(module.network)
     assert set_depth(module, 1) in (["network.blocks.0"], ["network.encoder.layers.1"])
 
@@ -131,11 +131,39 @@ def test_evaluation_uses_all_blocks():
 def test_resumed_fit_equals_uninterrupted_fit(tmp_path, mode):
     torch.manual_seed(1)
     whole = DepthUser()
-    fit(whole, StochasticDepth(0.5, mode=mode), every_epoch(tmp_path), max_epochs=3)
+    fit(whole, StochasticDepth(0.5, mode=mode), every_epoch(tmp_path), max_epochs=2)
     torch.manual_seed(9)
     resumed = DepthUser()
-    fit(resumed, StochasticDepth(0.5, mode=mode), max_epochs=3, ckpt_path=tmp_path / "epoch=0.ckpt")
+    fit(resumed, StochasticDepth(0.5, mode=mode), max_epochs=2, ckpt_path=tmp_path / "epoch=0.ckpt")
     assert same(dict(whole.state_dict()), dict(resumed.state_dict()))
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        lambda: [lc.WeightPruning(0.5)],
+        lambda: [lc.QuantizationAwareTraining(8, 8)],
+        lambda: [lc.Distillation(Residual(), fidelity=False)],
+    ],
+    ids=["pruning", "qat", "distillation"],
+)
+def test_it_works_beside_the_other_callbacks(others):
+    torch.manual_seed(3)
+    module = DepthUser()
+    fit(module, *others(), StochasticDepth(0.5), max_epochs=1)
+    module.eval()
+    small = export_depth(module, 2)
+    set_depth(module, 2)
+    assert torch.equal(small(IMAGES[:9]), module(IMAGES[:9]))
+    assert not any("forward" in vars(part) for part in small.modules())
+
+
+def test_pruned_weights_stay_pruned_where_blocks_are_passed_by():
+    module = DepthUser()
+    fit(module, lc.WeightPruning(0.6), StochasticDepth(0.5), max_epochs=1)
+    weights = [part.weight for part in module.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+    share = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+    assert share == pytest.approx(0.6, abs=0.01)
 
 
 def test_nothing_is_left_on_the_module():

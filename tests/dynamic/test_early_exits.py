@@ -8,14 +8,16 @@ import pytest
 import torch
 from dynamic.exiting import DeepUser, trained
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
-from support import User, every_epoch, fit, leftovers, loader, same, trainer, validation_loader
+from support import User, digits, every_epoch, fit, leftovers, loader, same, trainer, validation_loader
 
 import lightning_compress as lc
 from lightning_compress.dynamic import EarlyExits, ExitInference, load_exits
 from lightning_compress.errors import CompressionError
 from lightning_compress.plan import ExitBank, Plan
 
+IMAGES = digits()[0][:50]
 POINTS = ("stages.0", "stages.1")
 CONF = Path(lc.__file__).parents[1] / "conf" / "callbacks" / "early_exits.yaml"
 
@@ -132,6 +134,46 @@ def test_checkpoint_and_model_file_after_the_fit_have_the_exits(tmp_path):
         found = ExitInference(loaded).predict(images)
         assert torch.equal(found.logits, expected.logits)
         assert torch.equal(found.exits, expected.exits)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Everything that can be written in a fit, and the module after it."""
+    folder = tmp_path_factory.mktemp("files")
+    best = ModelCheckpoint(folder, "best", monitor="val_acc", mode="max", save_weights_only=True, save_last=True)
+    saving = lc.SaveCompressed(folder, monitor="val_acc")
+    module, _, _ = run(None, best, saving, calibrate={"macs": 0.6})
+    return folder, module
+
+
+@pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
+def test_exits_come_back_from_what_model_checkpoint_writes(files, name):
+    folder, module = files
+    loaded = lc.load_from_checkpoint(DeepUser, folder / name)
+    load_exits(loaded, folder / name)
+    found = ExitInference(loaded, thresholds=[1e-6, 1e-6]).predict(IMAGES)
+    assert found.exits.max() < 2
+    if name == "last.ckpt":
+        assert torch.equal(found.logits, ExitInference(module, thresholds=[1e-6, 1e-6]).predict(IMAGES).logits)
+
+
+def test_the_last_model_file_has_the_calibrated_exits_and_the_best_one_the_network_alone(files):
+    folder, module = files
+    loaded = lc.load_compressed(folder / "last.lcz", into=DeepUser())
+    assert torch.equal(ExitInference(loaded).predict(IMAGES).logits, ExitInference(module).predict(IMAGES).logits)
+    plain = lc.load_compressed(folder / "best.lcz", into=DeepUser())
+    assert not any(isinstance(part, ExitBank) for part in plain.modules())
+
+
+def test_a_file_without_such_exits_is_refused(files, tmp_path):
+    folder, _ = files
+    torch.save({"state_dict": {}}, tmp_path / "plain.ckpt")
+    with pytest.raises(CompressionError, match="is no checkpoint"):
+        load_exits(DeepUser(), folder / "best.lcz")
+    with pytest.raises(CompressionError, match="in the module already"):
+        load_exits(DeepUser(), tmp_path / "plain.ckpt")
+    with pytest.raises(CompressionError, match="'EarlyExits'"):
+        load_exits(DeepUser(), folder / "best.ckpt", "EarlyExit")
 
 
 def test_a_second_fit_goes_on_with_the_heads_of_the_first():

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,15 @@ from support import ConvNet, User, digits, every_epoch, fit, leftovers, loader, 
 from torch import nn
 
 import lightning_compress as lc
-from lightning_compress.dynamic import SlimmableWidths, export_width, load_widths, make_slimmable, set_width
+from lightning_compress.dynamic import (
+    EarlyExits,
+    SlimmableWidths,
+    StochasticDepth,
+    export_width,
+    load_widths,
+    make_slimmable,
+    set_width,
+)
 from lightning_compress.errors import CompressionError
 from lightning_compress.surgery import TracingInput
 
@@ -115,7 +124,7 @@ def test_an_error_inside_puts_everything_back():
 
 @pytest.mark.parametrize("statistics", ["separate", "recalibrated"])
 def test_all_widths_learn(statistics):
-    module = slimmed(max_epochs=8, statistics=statistics, train=loader(0, 1000, batch_size=25))
+    module = slimmed(max_epochs=4, statistics=statistics, train=loader(0, 1000, batch_size=20))
     accuracies = {}
     for width in WIDTHS:
         small = export_width(module, width)
@@ -143,9 +152,10 @@ def test_a_lightning_module_is_switched_with_its_network():
     assert "forward" not in vars(module.network)
 
 
-def test_resumed_fit_equals_uninterrupted_fit(tmp_path):
-    whole = slimmed(every_epoch(tmp_path), max_epochs=3)
-    resumed = slimmed(seed=9, max_epochs=3, ckpt_path=tmp_path / "epoch=0.ckpt")
+@pytest.mark.parametrize("others", [lambda: [], lambda: [lc.QuantizationAwareTraining(4, 8, scale="lsq")]])
+def test_resumed_fit_equals_uninterrupted_fit(tmp_path, others):
+    whole = slimmed(every_epoch(tmp_path), *others(), max_epochs=3)
+    resumed = slimmed(*others(), seed=9, max_epochs=3, ckpt_path=tmp_path / "epoch=0.ckpt")
     assert same(dict(whole.state_dict()), dict(resumed.state_dict()))
     for width in (0.25, 0.5):
         assert torch.equal(export_width(whole, width)(IMAGES[:9]), export_width(resumed, width)(IMAGES[:9]))
@@ -171,11 +181,77 @@ def test_nothing_is_left_on_the_module():
 
 
 @pytest.mark.parametrize(
-    "other", [lambda: lc.WeightPruning(0.5), lambda: lc.Distillation(Deep(), fidelity=False)], ids=["pruning", "taught"]
+    "other",
+    [
+        lambda: lc.WeightPruning(0.5),
+        lambda: lc.Distillation(Deep(), fidelity=False),
+        lambda: lc.QuantizationAwareTraining(8, 8),
+        lambda: lc.WeightClustering(8),
+        lambda: StochasticDepth(0.5, blocks=("network.stages.2",)),
+    ],
+    ids=["pruning", "taught", "quantized", "clustered", "depth"],
 )
 def test_it_works_beside_the_other_callbacks(other):
     module = slimmed(other(), max_epochs=2)
-    assert torch.isfinite(export_width(module, 0.5)(IMAGES[:5])).all()
+    set_width(module, 0.5)
+    switched = module(IMAGES[:9])
+    assert torch.allclose(export_width(module, 0.5)(IMAGES[:9]), switched, atol=1e-6)
+    assert torch.isfinite(switched).all()
+
+
+def test_pruned_weights_are_zeros_at_every_width():
+    module = slimmed(lc.WeightPruning(0.6), max_epochs=2)
+    small = export_width(module, 0.5)
+    for place in ("stages.1.0", "fc"):
+        whole, part = (one.network.get_submodule(place).weight for one in (module, small))
+        assert torch.equal(part, whole[: part.shape[0], : part.shape[1]])
+    assert bool((part == 0).any())
+
+
+class Looking(Deep):
+    """Notes the weights that its second convolution works with while it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = []
+
+    def forward(self, images):
+        if self.training and torch.is_grad_enabled():
+            self.seen.append(self.stages[1][0].weight.detach().clone())
+        return super().forward(images)
+
+
+@pytest.mark.parametrize(
+    ("other", "values"),
+    [
+        (lambda: lc.QuantizationAwareTraining(3, None), 7),
+        (lambda: lc.QuantizationAwareTraining(3, 8, scale="lsq"), 7),
+        (lambda: lc.TernaryWeights(), 3),
+    ],
+    ids=["observed", "learned", "ternary"],
+)
+def test_a_width_uses_parts_of_the_rounded_weights(other, values):
+    module = DeepUser()
+    module.network = Looking()
+    slimmed(other(), module=module, widths=(0.5,), max_epochs=1)
+    pairs = list(pairwise(module.network.seen[-10:]))
+    pairs = [(whole, part) for whole, part in pairs if len(part) < len(whole)]
+    assert len(pairs) == 5
+    for whole, part in pairs:
+        assert torch.equal(part, whole[:8, :4])
+        assert all(len(channel.unique()) <= values for channel in part)
+    exported = export_width(module, 0.5).network.stages[1][0].weight
+    assert all(len(channel.unique()) <= values for channel in exported)
+
+
+def test_scales_learn_from_the_widths_too():
+    def learned(weight):
+        module = DeepUser()
+        callback = lc.QuantizationAwareTraining(3, None, scale="lsq")
+        slimmed(callback, module=module, widths=(0.5,), weight=weight, max_epochs=1)
+        return callback.quantizers["weights"]["network.stages.1.0.weight"]["scale"]
+
+    assert not torch.equal(learned(0.0), learned(1.0))
 
 
 def test_a_width_can_be_quantized_in_a_fit_of_its_own():
@@ -187,8 +263,8 @@ def test_a_width_can_be_quantized_in_a_fit_of_its_own():
 def test_what_cannot_work_is_refused():
     with pytest.raises(CompressionError, match="Cut first"):
         slimmed(lc.NeuronPruning(0.3), module=User("mlp"))
-    with pytest.raises(CompressionError, match="quantize the exported width"):
-        slimmed(lc.QuantizationAwareTraining(8, 8))
+    with pytest.raises(CompressionError, match="heads for features of one width"):
+        slimmed(EarlyExits(("stages.0",)))
     with pytest.raises(CompressionError, match=r"each in \(0, 1\]"):
         SlimmableWidths((0.5, 1.5))
     with pytest.raises(CompressionError, match="a width below 1"):

@@ -102,7 +102,7 @@ def true_drop(thresholds: torch.Tensor) -> float:
     return (harms - benefits) / LARGE.scores.shape[1]
 
 
-LARGE = record(12345, 400_000)
+LARGE = record(12345, 150_000)
 
 
 @pytest.mark.slow

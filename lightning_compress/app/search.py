@@ -1,0 +1,268 @@
+"""Many trials of a recipe, each where the others have shown promise: a front of accuracy against what it costs."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
+from rich.text import Text
+
+from lightning_compress.app.folder_names import folder_name
+from lightning_compress.app.ledger import Ledger
+from lightning_compress.app.recipes import register_recipes
+from lightning_compress.app.run_folder import RunFolder
+from lightning_compress.app.search_path import find_folder
+from lightning_compress.app.search_space import overrides_of, read_space, values_of
+from lightning_compress.app.sweep import entry_of
+from lightning_compress.errors import CompressionError
+from lightning_compress.report.pareto import COSTS
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+
+OPTIONS = ("trials", "workers", "objectives", "share", "space")
+BEFORE = "shared"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``search:`` in a recipe says.
+
+    Attributes:
+        trials: how many in all, those of earlier calls included.
+        workers: processes at a time.
+        objectives: the metric of validation first, then costs (see :data:`~lightning_compress.report.pareto.COSTS`).
+        share: whether the first stage, which no trial changes, is run once for all.
+        space: what may be chosen, see :mod:`~lightning_compress.app.search_space`.
+    """
+
+    trials: int
+    workers: int
+    objectives: tuple[str, ...]
+    share: bool
+    space: Mapping[str, Any]
+
+
+def read_settings(config: DictConfig) -> Settings:
+    """The settings of a search.
+
+    Raises:
+        CompressionError: the recipe has none, or wrong ones.
+    """
+    if config.search is None or set(config.search) != set(OPTIONS):
+        raise CompressionError(f"A search takes a recipe with search: {', '.join(OPTIONS)}, such as recipe=search.")
+    found = OmegaConf.to_container(config.search, resolve=True)
+    assert isinstance(found, dict)
+    settings = Settings(**{**found, "objectives": tuple(found["objectives"])})
+    metric, *costs = settings.objectives or ("",)
+    unknown = [cost for cost in costs if cost not in COSTS or cost == "latency"]
+    if metric != config.monitor or unknown:
+        raise CompressionError(
+            f"search.objectives={list(settings.objectives)}: first the monitored {config.monitor!r}, then any of "
+            f"{', '.join(cost for cost in COSTS if cost != 'latency')}."
+        )
+    if settings.trials < 1 or settings.workers < 1:
+        raise CompressionError("search.trials and search.workers are at least 1.")
+    if "file_bytes" in costs and config.file is None:
+        raise CompressionError("search.objectives has file_bytes, and the recipe writes no file: file=model.lcz.")
+    return settings
+
+
+def search(config: DictConfig) -> None:
+    """Run trials until there are as many as asked for, then print the front.
+
+    The folder holds Optuna's journal (``study.log``), the ledger, and each trial's run. Whatever ends the command, the
+    same command goes on: finished trials stay, broken ones are taken up from their last epoch.
+
+    Raises:
+        CompressionError: something asked for cannot be done.
+    """
+    import optuna
+
+    from lightning_compress.app.pareto import show
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    settings = read_settings(config)
+    space = read_space(settings.space)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    given = [one for one in HydraConfig.get().overrides.task if not one.lstrip("+~").startswith("search.")]
+    GlobalHydra.instance().clear()
+    with RunFolder(folder).lock():
+        study = _open(config, settings, folder)
+        first = values_of(config, space)
+        if first is not None and not study.trials:
+            study.enqueue_trial(first)
+        shared = _run_first_stage(given, folder) if settings.share else None
+        _run_trials(study, settings, space, given, folder, shared)
+    show([folder], metric=config.monitor)
+
+
+def _open(config: DictConfig, settings: Settings, folder: Path) -> Study:
+    """The study, new or as an earlier call left it; what that was at is put in line again."""
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    directions: list[Any] = [
+        "maximize" if config.mode == "max" else "minimize",
+        *["minimize"] * (len(settings.objectives) - 1),
+    ]
+    study = optuna.create_study(
+        storage=optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.log"))),
+        study_name="search",
+        directions=directions,
+        sampler=optuna.samplers.TPESampler(n_startup_trials=6, constant_liar=True, seed=config.seed),
+        load_if_exists=True,
+    )
+    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        study.enqueue_trial(trial.params)
+    return study
+
+
+def _run_first_stage(given: Sequence[str], folder: Path) -> Path:
+    """What all trials begin with."""
+    place = folder / BEFORE
+    if not list(place.glob("*/network.json")):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            pool.submit(run_stages, list(given), str(place), 1).result()
+    return place
+
+
+def _run_trials(
+    study: Study, settings: Settings, space: Mapping[str, Any], given: Sequence[str], folder: Path, shared: Path | None
+) -> None:
+    from optuna.trial import TrialState
+
+    ledger, running = Ledger(folder), dict[Future[dict[str, Any]], tuple["Trial", str]]()
+    over = (TrialState.COMPLETE, TrialState.PRUNED)
+    begin, done_before = time.monotonic(), len(study.get_trials(states=over))
+    ledger.write("begun", jobs=settings.trials, command=["search", *given])
+    with ProcessPoolExecutor(settings.workers, mp_context=get_context("spawn")) as pool:
+        try:
+            while True:
+                done = len(study.get_trials(states=over))
+                while len(running) < min(settings.workers, settings.trials - done):
+                    trial = study.ask(dict(space))
+                    chosen = overrides_of(trial.params)
+                    name = f"trials/{folder_name(','.join(chosen))}"
+                    _prepare(folder / name, shared)
+                    ledger.write("started", job=name, trial=trial.number, overrides=chosen)
+                    asked = trial.number if len(settings.objectives) == 1 else None
+                    future = pool.submit(run_whole, [*given, *chosen], str(folder / name), asked)
+                    running[future] = (trial, name)
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    trial, name = running.pop(future)
+                    text = _record(study, settings, ledger, trial, name, future)
+                    done = len(study.get_trials(states=over))
+                    pace = (time.monotonic() - begin) / max(done - done_before, 1)
+                    _say(trial, text, done, settings.trials, int(pace * (settings.trials - done)))
+        except BaseException:
+            processes = list(pool._processes.values())
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.kill()  # Lightning puts SIGTERM off; whatever is on the disk is whole
+            raise
+
+
+def _prepare(place: Path, shared: Path | None) -> None:
+    for stage in shared.iterdir() if shared is not None else ():
+        if (stage / "network.json").exists() and not (place / stage.name).exists():
+            shutil.copytree(stage, place / stage.name)
+
+
+def _record(
+    study: Study, settings: Settings, ledger: Ledger, trial: Trial, name: str, future: Future[dict[str, Any]]
+) -> str:
+    """Tell Optuna and the ledger how a trial ended; in words.
+
+    Raises:
+        Exception: a trial failed for a reason that the others would share: it raised what is no error of use.
+    """
+    from optuna.trial import TrialState
+
+    try:
+        entry = future.result()
+    except CompressionError as error:
+        study.tell(trial, state=TrialState.PRUNED)
+        ledger.write("failed", job=name, trial=trial.number, error=str(error))
+        return str(error)
+    metrics = {**entry["after"], "file_bytes": (entry["file"] or {}).get("bytes")}
+    values = [metrics[objective] for objective in settings.objectives]
+    study.tell(trial, values)
+    ledger.write("finished", job=name, trial=trial.number, seed=entry["config"]["seed"], **entry)
+    return "   ".join(f"{name} {value:,.6g}" for name, value in zip(settings.objectives, values, strict=True))
+
+
+def _say(trial: Trial, text: str, done: int, trials: int, seconds: int) -> None:
+    left = f"about {seconds // 60}:{seconds % 60:02d} left" if done < trials else "all done"
+    Console().print(Text(f"trial {trial.number:>3}  {text}   ({done} of {trials}, {left})"), soft_wrap=True)
+
+
+def run_whole(overrides: list[str], folder: str, trial: int | None) -> dict[str, Any]:
+    """A trial, in a process of its own: what the ledger keeps of it.
+
+    Args:
+        overrides: of the command.
+        folder: for the run.
+        trial: its number, if Optuna's pruner can be asked.
+
+    Raises:
+        CompressionError: it is hopeless, or its values do not go together.
+    """
+    from lightning_compress.app.failures import describe_failure
+    from lightning_compress.app.hopeless import StopHopeless
+    from lightning_compress.app.run import run_quietly
+
+    StopHopeless.trial = None if trial is None else _trial(Path(folder).parents[1], trial)
+    try:
+        return entry_of(run_quietly(_config(overrides, folder)))
+    except Exception as error:
+        line = describe_failure(error, [])
+        if line is None:
+            raise
+        raise CompressionError(line) from None  # one that can be pickled
+
+
+def run_stages(overrides: list[str], folder: str, number: int) -> None:
+    """The first stages alone, in a process of their own."""
+    from lightning_compress.app.run import run_first_stages
+
+    run_first_stages(_config(overrides, folder), Path(folder), number)
+
+
+def _trial(folder: Path, number: int) -> Trial:
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.log")))
+    study = optuna.load_study(study_name="search", storage=storage)
+    return optuna.Trial(study, study.trials[number]._trial_id)
+
+
+def _config(overrides: Sequence[str], folder: str) -> DictConfig:
+    """The configuration as Hydra would give it to a job in ``folder``."""
+    OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+    register_recipes()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(find_folder("conf")), version_base="1.3"):
+        config = compose("config", [*overrides], return_hydra_config=True)
+    with open_dict(config):
+        config.hydra.runtime.output_dir = folder
+    HydraConfig.instance().set_config(config)
+    task = config.copy()
+    with open_dict(task):
+        del task["hydra"]
+    return task
