@@ -15,7 +15,7 @@ from lightning_compress.report.intervals import corrected_interval
 from lightning_compress.surgery import TracingInput
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
-SEEDS = {"digits": 10, "textures": 3}
+SEEDS = {"digits": 4, "textures": 3}
 TEST_TO_TRAIN = {"digits": 0.5, "textures": 1 / 3}
 EPOCHS = {"digits": 30, "textures": 20}
 

@@ -7,11 +7,13 @@ $ python recipes/static_vs_dynamic.py 1      # one split
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean, stdev
 
 import torch
 from exit_networks import OUTPUTS, Data, Task, accuracy, digits, fit
+from torch import nn
 
 import lightning_compress as lc
 from lightning_compress.dynamic import (
@@ -47,9 +49,9 @@ def fresh(split: int, width: float = 0.125) -> Task:
     return Task(resnet18(10, in_channels=1, width=width, image_size=8))
 
 
-def macs(task: torch.nn.Module) -> float:
+def macs(task: nn.Module) -> float:
     """Of one sample, in per cent of the plain network's."""
-    return 100 * lc.measure(task.network, PICTURE).macs / lc.measure(fresh(0).network, PICTURE).macs
+    return 100 * lc.measure(task, PICTURE).macs / lc.measure(fresh(0), PICTURE).macs
 
 
 def plain(split: int) -> dict[str, float]:
@@ -112,7 +114,7 @@ def alone(split: int) -> dict[str, float]:
     return points(small, test)
 
 
-def points(tasks: dict[float, Task], test: Data) -> dict[str, float]:
+def points(tasks: Mapping[float, nn.Module], test: Data) -> dict[str, float]:
     """Test accuracy and cost of each."""
     figures = {f"accuracy {key}": accuracy(task, test) for key, task in tasks.items()}
     return {**figures, **{f"macs {key}": macs(task) for key, task in tasks.items()}}
