@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,6 +28,8 @@ from lightning_compress.report import Network
 from lightning_compress.report.stage_table import stage_table
 
 STILL = "_hold_still"
+ENOUGH_STEPS = 60
+"""Steps in which a stage can make its cuts, one at a time."""
 
 
 class HoldStill(Callback):
@@ -42,8 +45,8 @@ class HoldStill(Callback):
 def dry_run(config: DictConfig, folder: Path, console: Console) -> None:
     """Print what each stage would leave: layers, parameters, MACs, bytes, the file; and the Plan.
 
-    Each stage's callbacks do what they will do, on time, with one batch an epoch; no cut has to recover. Weights are
-    those that an earlier run of the same command has trained, as far as it has come, and fresh ones otherwise: of
+    Each stage's callbacks do what they will do, on time, with a batch or a few an epoch; no cut has to recover. Weights
+    are those that an earlier run of the same command has trained, as far as it has come, and fresh ones otherwise: of
     fresh ones the totals are right, and how they spread over the layers may differ. Nothing of the run is touched.
 
     Args:
@@ -101,13 +104,14 @@ def _notes(trained: str, left_out: Sequence[str], *, file: str | None) -> Iterat
 
 
 def _rehearsed(config: DictConfig, stage: Stage, *, trained: bool) -> tuple[DictConfig, Stage, list[str]]:
-    """One batch an epoch, no gate, no learning; and the callbacks whose effect on fresh weights would say nothing.
+    """A batch or a few an epoch, no gate, no learning; and what fresh weights say nothing about.
 
     Teachers cut nothing, and their file may not be there yet. A stage that compresses nothing is over in an epoch.
     """
     changed = config.copy()
     with open_dict(changed):
-        changed.trainer.update(limit_train_batches=1, limit_val_batches=1, limit_test_batches=1)
+        changed.trainer.update(limit_val_batches=1, limit_test_batches=1)
+        changed.trainer.limit_train_batches = ceil(ENOUGH_STEPS / stage.epochs)
         changed.callbacks[STILL] = {"_target_": f"{HoldStill.__module__}.{HoldStill.__name__}"}
         for name in stage.callbacks:
             if "recover" in changed.callbacks[name]:

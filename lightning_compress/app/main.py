@@ -90,7 +90,8 @@ def _run_hydra(arguments: list[str], job: Callable[[DictConfig], None]) -> None:
 
 def _sweep_name(arguments: list[str]) -> list[str]:
     """The name of a sweep, made from its command, unless it was given one."""
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    begins = ("-", "hydra", "dry_run=", "fresh=")  # how it is done, not what
+    overrides = [argument for argument in arguments if not argument.startswith(begins)]
     if not {"-m", "--multirun"} & set(arguments) or any(argument.startswith("sweep=") for argument in overrides):
         return []
     return [f"sweep='{folder_name(','.join(sorted(overrides)))}'"]

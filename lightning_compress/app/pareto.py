@@ -154,8 +154,18 @@ def _find(folders: Sequence[Path]) -> Iterator[Found]:
 def _from_line(line: Any, folder: Path) -> Found:
     file = {} if line["file"] is None else {"file_bytes": line["file"]["bytes"]}
     command = ("lightning-compress", *line["command"]) if line.get("command") else ()
-    trial = Trial(line["config"], line["before"], {**line["after"], **file}, command)
+    trial = Trial(_without_place(line["config"], folder), line["before"], {**line["after"], **file}, command)
     return Found(trial, folder, line["monitor"], line["mode"])
+
+
+def _without_place(value: Any, folder: Path) -> Any:
+    """The configuration as it would be in another folder: a teacher of the run itself is no difference."""
+    if isinstance(value, dict):
+        return {key: _without_place(inner, folder) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_place(inner, folder) for inner in value]
+    before, place, after = value.rpartition(f"/{folder.name}/") if isinstance(value, str) else ("", "", "")
+    return f"RUN/{after}" if before and place else value
 
 
 def _from_report(report: Report, folder: Path) -> Found:

@@ -23,10 +23,13 @@ class _TimeLeft(ProgressColumn):
     """Time left; nothing once the stage is done."""
 
     def render(self, task: Task) -> Text:
-        left = task.time_remaining
-        return Text(
-            "" if task.finished or left is None else f"{int(left) // 60}:{int(left) % 60:02d} left", style="dim"
-        )
+        return Text(time_left(task), style="dim")
+
+
+def time_left(task: Task) -> str:
+    """In minutes and seconds; nothing where that is not known, or the task is done."""
+    left = task.time_remaining
+    return "" if task.finished or left is None else f"{int(left) // 60}:{int(left) % 60:02d} left"
 
 
 class StageDisplay:
@@ -70,10 +73,11 @@ class StageDisplay:
     def update(self, task: Any, name: str, done: float, epochs: int, text: str, *, plain: bool) -> None:
         """Draw a line again; where there is no terminal, print it if ``plain``."""
         count = f"{int(done):>{len(str(epochs))}}/{epochs}"
-        if self._live:
-            self._progress.update(task, completed=done, epochs=count, text=text)
-        elif plain:
-            self._console.print(f"{name}  {count}  {text}".rstrip(), highlight=False, markup=False, soft_wrap=True)
+        self._progress.update(task, completed=done, epochs=count, text=text)
+        if plain and not self._live:
+            left = time_left(self._progress.tasks[task])
+            line = f"{name}  {count}  {text}".rstrip() + f"   {left}" * bool(left)
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 class StageLine(Callback):

@@ -60,7 +60,7 @@ def close(logger: GuardedLogger, *, exit_code: int = 0) -> None:
 
 
 def _models(report: Report, config: DictConfig, stages: Sequence[Stage], folder: RunFolder) -> list[ModelFiles]:
-    """The best epoch on target, if there was one, and the last; one version where they are the same network."""
+    """The best epoch on target and the last; one version where that is the same network, or only the last is left."""
     last = folder.stage(stages[-1].name)
     metadata: dict[str, Any] = {**report.after.cost, **report.after.metrics, "plan": list(report.plan)}
     paths = [last.final]
@@ -68,9 +68,7 @@ def _models(report: Report, config: DictConfig, stages: Sequence[Stage], folder:
         metadata |= {"file_bytes": report.file.bytes, "file_ratio": report.file.ratio}
         paths.append(folder.path / report.file.name)
     best = max(last.path.glob("best_*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
-    if best is None:
-        return [ModelFiles(paths, ["latest"], metadata)]
-    if _same_weights(best, last.final):
+    if best is None or _same_weights(best, last.final):
         return [ModelFiles(paths, ["best", "latest"], metadata)]
     files = [best]
     if report.file is not None:
@@ -95,7 +93,7 @@ def _siblings(report: Report, config: DictConfig, folder: RunFolder) -> list[Rep
             other = Report.from_json(path.read_text())
             if other.seed != report.seed and _without_seed(other) == _without_seed(report):
                 found.append(other)
-    return sorted(found, key=lambda one: one.seed)
+    return sorted(found, key=lambda one: one.seed or 0)
 
 
 def _without_seed(report: Report) -> dict[str, Any]:

@@ -193,16 +193,17 @@ def _record(
     """
     from optuna.trial import TrialState
 
+    who = {"job": name, "trial": trial.number, "overrides": overrides_of(trial.params)}
     try:
         entry = future.result()
     except CompressionError as error:
         study.tell(trial, state=TrialState.PRUNED)
-        ledger.write("failed", job=name, trial=trial.number, error=str(error))
+        ledger.write("failed", **who, error=str(error))
         return str(error)
     metrics = {**entry["after"], "file_bytes": (entry["file"] or {}).get("bytes")}
     values = [metrics[objective] for objective in settings.objectives]
     study.tell(trial, values)
-    ledger.write("finished", job=name, trial=trial.number, seed=entry["config"]["seed"], **entry)
+    ledger.write("finished", **who, seed=entry["config"]["seed"], **entry)
     return "   ".join(f"{name} {value:,.6g}" for name, value in zip(settings.objectives, values, strict=True))
 
 

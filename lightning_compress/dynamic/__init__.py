@@ -2,7 +2,8 @@
 
 from lightning_compress.dynamic.calibration import Calibration, calibrate_exits, collect, exit_latencies
 from lightning_compress.dynamic.depth import export_depth, prune_depth_, set_depth
-from lightning_compress.dynamic.early_exit import EarlyExits, load_exits
+from lightning_compress.dynamic.early_exit import EarlyExits
+from lightning_compress.dynamic.exit_files import load_exits
 from lightning_compress.dynamic.guarantee import Guarantee, drop_p_value, guaranteed_thresholds
 from lightning_compress.dynamic.inference import ExitInference, Predictions
 from lightning_compress.dynamic.placement import attach_exits, hang_on, place_exits

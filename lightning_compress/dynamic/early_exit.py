@@ -6,7 +6,6 @@ import copy
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from pickle import UnpicklingError
 from typing import Any
 
 import lightning as L
@@ -16,21 +15,27 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lightning_compress.dynamic.calibration import Calibration, calibrate_exits
-from lightning_compress.dynamic.exit_training import ExitTraining, Loss, Weights, check_weights, weights_at
+from lightning_compress.dynamic.exit_files import STATE_KEY, bank_from_state, state_of_bank
+from lightning_compress.dynamic.exit_training import (
+    ExitTraining,
+    Loss,
+    Weights,
+    check_weights,
+    checked_exits,
+    weights_at,
+)
 from lightning_compress.dynamic.inference import CONFIDENCES
-from lightning_compress.dynamic.placement import attach_exits, edit_of, hang_on, place_exits
+from lightning_compress.dynamic.placement import attach_exits, hang_on, place_exits
 from lightning_compress.dynamic.routed import Tally, routed
-from lightning_compress.errors import CompressionError, did_you_mean
-from lightning_compress.plan import BANK, CHECKPOINT_KEY, ExitBank, Plan
-from lightning_compress.plan.specs import build_module
+from lightning_compress.dynamic.validation_data import validation_batches
+from lightning_compress.errors import CompressionError
+from lightning_compress.plan import BANK, CHECKPOINT_KEY, ExitBank
 from lightning_compress.random_states import isolated_random_states
 from lightning_compress.registry import resolve
 from lightning_compress.surgery import TracingInput
 from lightning_compress.training import CompressionCallback
 from lightning_compress.training.batches import labels_in
 from lightning_compress.training.horizon import length_of_fit
-
-STATE_KEY = "exits"
 
 
 class EarlyExits(CompressionCallback):
@@ -89,7 +94,7 @@ class EarlyExits(CompressionCallback):
         name: str | None = None,
     ) -> None:
         super().__init__(name)
-        self.exits = _checked_exits(exits)
+        self.exits = checked_exits(exits)
         check_weights(weights)
         resolve(confidence, CONFIDENCES)
         for value, what, low, high in (
@@ -158,8 +163,7 @@ class EarlyExits(CompressionCallback):
             return self._pending
         if getattr(training.network, BANK, None) is training.bank:
             return None
-        edit = Plan((edit_of(self._place, training.bank),)).to_state()
-        return {"plan": edit, "tensors": {key: one.clone() for key, one in training.bank.state_dict().items()}}
+        return state_of_bank(self._place, training.bank)
 
     # -- hooks --------------------------------------------------------------------------------------------------------
 
@@ -207,7 +211,7 @@ class EarlyExits(CompressionCallback):
             return there
         device = next(network.parameters()).device
         if self._pending is not None:
-            return _bank_from(self._pending).to(device)
+            return bank_from_state(self._pending).to(device)
         call = TracingInput("", tracing.args, tracing.kwargs)
         with isolated_random_states():
             names = self._names(network, call)
@@ -350,21 +354,12 @@ class EarlyExits(CompressionCallback):
             there = hang_on(pl_module, self._place, bank)
             training.bank = there
         if self._calibrate is not None:
-            self._calibrate_on_validation(trainer, pl_module)
+            self._calibrate_on_validation(trainer)
 
-    def _calibrate_on_validation(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        loaders = trainer.val_dataloaders
-        if not loaders:
-            raise CompressionError(f"{self.state_key}(calibrate=...) needs validation data: give a val_dataloader.")
-        loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
-        convert = trainer.precision_plugin.convert_input
-        batches = (trainer.strategy.batch_to_device(convert(batch)) for batch in loader)
-        pairs = [(batch[0], labels) for batch in batches if (labels := self._labels(batch)) is not None]
-        training = self._running
-        if trainer.world_size > 1:
-            pairs = _gathered(trainer, pairs)
+    def _calibrate_on_validation(self, trainer: L.Trainer) -> None:
+        pairs = validation_batches(trainer, self._labels, self.state_key)
         assert self._calibrate is not None
-        self.calibration = calibrate_exits(training.network, pairs, **self._calibrate)
+        self.calibration = calibrate_exits(self._running.network, pairs, **self._calibrate)
         outcome = self.calibration.outcome
         text = (
             f"accuracy {outcome.accuracy:.4f} of {outcome.full_accuracy:.4f} at {outcome.relative_cost:.1%} of the cost"
@@ -414,68 +409,8 @@ class EarlyExits(CompressionCallback):
         return labels
 
 
-def load_exits(module: nn.Module, path: str, name: str = "EarlyExits") -> ExitBank:
-    """Hang the exits of a checkpoint that was written during a fit on ``module``, which has the file's weights.
-
-    A checkpoint or model file that was written after the fit has them in the module already. A model file that was
-    written amid the fit has the network alone.
-
-    Args:
-        module: the LightningModule.
-        path: of the checkpoint.
-        name: the callback's key there.
-
-    Raises:
-        CompressionError: the file is no checkpoint, or has no such exits.
-    """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError) as error:
-        raise CompressionError(
-            f"{str(path)!r} is no checkpoint. A model file has the exits in its network (load_compressed), or none if "
-            "it was written amid the fit: SaveCompressed writes last.lcz with exits when the fit ends."
-        ) from error
-    banks = {key: one for key, one in checkpoint.get(CHECKPOINT_KEY, {}).get(STATE_KEY, {}).items() if one is not None}
-    if name not in banks:
-        hint = did_you_mean(name, banks) if banks else "A file of the end of the fit has them in the module already."
-        raise CompressionError(f"{str(path)!r} has no exits of {name!r} beside its network. {hint}")
-    heads = banks[name]
-    place = Plan.from_state(heads["plan"]).edits[0].place  # type: ignore[union-attr]
-    return hang_on(module, place, _bank_from(heads))
-
-
-def _bank_from(heads: Mapping[str, Any]) -> ExitBank:
-    edit: Any = Plan.from_state(heads["plan"]).edits[0]
-    bank = ExitBank(edit.points, edit.pools, edit.confidence, [build_module(spec) for spec in edit.heads])
-    bank.load_state_dict(heads["tensors"])
-    return bank
-
-
-def _checked_exits(exits: Sequence[float | str]) -> tuple[float | str, ...]:
-    if isinstance(exits, str):
-        raise CompressionError(f"exits={exits!r} is one name; write exits=({exits!r},).")
-    found = tuple(exits)
-    numbers = [one for one in found if isinstance(one, int | float) and not isinstance(one, bool)]
-    names = [one for one in found if isinstance(one, str)]
-    rising = all(0 < one < 1 for one in numbers) and sorted({*numbers}) == numbers
-    if not found or len(found) not in (len(numbers), len(names)) or not rising or len({*names}) != len(names):
-        raise CompressionError(
-            f"exits={found!r}: names of modules, or rising shares of the multiply-accumulates in (0, 1)."
-        )
-    return found
-
-
 def _share_of_rate(trainer: L.Trainer) -> float:
     """Where the schedule of the first optimizer stands, as a share of where it began."""
     group = trainer.optimizers[0].param_groups[0] if trainer.optimizers else {}
     begun = float(group.get("initial_lr", 0.0))
     return float(group["lr"]) / begun if begun else 1.0
-
-
-def _gathered(trainer: L.Trainer, pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """The batches of all processes."""
-    gathered: list[tuple[Tensor, Tensor]] = []
-    for inputs, labels in pairs:
-        stacked = trainer.strategy.all_gather(inputs), trainer.strategy.all_gather(labels)
-        gathered.append((stacked[0].flatten(0, 1), stacked[1].flatten()))
-    return gathered

@@ -22,6 +22,28 @@ Weights: TypeAlias = float | Sequence[float] | str | Mapping[str, Sequence[float
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
+def checked_exits(exits: Sequence[float | str]) -> tuple[float | str, ...]:
+    """Names of modules, or rising shares of the multiply-accumulates.
+
+    Raises:
+        CompressionError: neither.
+
+    >>> checked_exits([0.1, 0.4])
+    (0.1, 0.4)
+    """
+    if isinstance(exits, str):
+        raise CompressionError(f"exits={exits!r} is one name; write exits=({exits!r},).")
+    found = tuple(exits)
+    numbers = [one for one in found if isinstance(one, int | float) and not isinstance(one, bool)]
+    names = [one for one in found if isinstance(one, str)]
+    rising = all(0 < one < 1 for one in numbers) and sorted({*numbers}) == numbers
+    if not found or len(found) not in (len(numbers), len(names)) or not rising or len({*names}) != len(names):
+        raise CompressionError(
+            f"exits={found!r}: names of modules, or rising shares of the multiply-accumulates in (0, 1)."
+        )
+    return found
+
+
 def check_weights(weights: Weights) -> None:
     """Refuse anything that is no :data:`Weights`, negative numbers included.
 

@@ -12,6 +12,8 @@ from lightning_compress.errors import CompressionError
 
 QUANTILES = 40
 ROUNDS = 20
+PRICES = (1.0, 3.0, 10.0, 30.0)
+"""Of a lost answer in units of the whole network's cost, at which a search for a drop also starts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +112,9 @@ def search_for_drop(record: ExitRecord, drop: float = 0.0, *, quantiles: int = Q
     """
     whole = record.correct[-1].sum()
     least = float(whole) - drop * record.scores.shape[1] - 1e-6
-    return _search(record, lambda right, cost: (right >= least, -cost, right), quantiles, _starts_off(record))
+    # from nobody leaving, the first exit would take all the slack; rules at a price share it out between the exits
+    starts = [*_starts_off(record), *(search_for_price(record, price, quantiles=quantiles) for price in PRICES)]
+    return _search(record, lambda right, cost: (right >= least, -cost, right), quantiles, starts)
 
 
 def search_for_cost(record: ExitRecord, cost: float, *, quantiles: int = QUANTILES) -> Tensor:

@@ -18,6 +18,7 @@ from lightning_compress.artifact.callback import SaveCompressed
 from lightning_compress.distillation import Distillation
 from lightning_compress.errors import CompressionError, did_you_mean
 from lightning_compress.pruning import WeightPruning, sensitivity
+from lightning_compress.random_states import isolated_random_states
 from lightning_compress.report.answers import compare_answers, predict
 from lightning_compress.report.fit import check_file_name, describe_fit, fit_network, fit_report, write_file
 from lightning_compress.report.page import draw_figures, render_page
@@ -210,8 +211,11 @@ class CompressionReport(CompressionCallback):
             return {}
 
     def _look_before(self, trainer: L.Trainer, module: L.LightningModule, metrics: dict[str, float]) -> None:
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            with isolated_random_states():
+                self._look(trainer, module, metrics)
+
+    def _look(self, trainer: L.Trainer, module: L.LightningModule, metrics: dict[str, float]) -> None:
         self._before = fit_network(self.session, "before", 0, metrics, self._miss)
         self._answers = self._predict(trainer, module)
         if self._measures:
@@ -251,6 +255,7 @@ class CompressionReport(CompressionCallback):
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
+    @isolated_random_states()
     def _write(self, trainer: L.Trainer, module: L.LightningModule, status: str) -> None:
         session = self.session
         self.folder.mkdir(parents=True, exist_ok=True)

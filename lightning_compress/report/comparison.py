@@ -30,7 +30,10 @@ def compare_reports(one: Report, other: Report, names: tuple[str, str] = ("first
     parts: list[RenderableType] = []
     configuration = config_rows(one, other)
     if configuration:
-        parts.append(_titled("configured otherwise", plain_table(("", *names), configuration)))
+        table = _titled("configured otherwise", plain_table(("", *names), configuration))
+        for column in table.columns[1:]:
+            column.no_wrap, column.overflow = False, "fold"
+        parts.append(table)
     else:
         parts.append(Text("configured alike", style="bold"))
     parts.append(
@@ -51,7 +54,7 @@ def compare_reports(one: Report, other: Report, names: tuple[str, str] = ("first
 
 
 def config_rows(one: Report, other: Report) -> list[tuple[str, str, str]]:
-    """Recipe, and each value of configuration and environment that differs; a whole branch that one lacks is one row."""
+    """Recipe, and each value of configuration and environment that differs; a branch that one lacks is one row."""
     first, second = ({"recipe": r.recipe, **r.config, "environment": dict(r.environment)} for r in (one, other))
     return list(_differences(first, second, ""))
 

@@ -96,7 +96,9 @@ def points_of(trials: Iterable[Trial], *, rivals: Iterable[Trial] = ()) -> tuple
             plain = given or trial.config.get("callbacks") == {}
             flat = {key: value for key, value in _flat(trial.config).items() if key not in SEEDS}
             groups.setdefault((plain, json.dumps(flat, sort_keys=True)), []).append(trial)
-    labels = _labels([json.loads(flat) for _, flat in groups])
+    own, others = ([json.loads(flat) for kind, flat in groups if kind is plain] for plain in (False, True))
+    labels = [*_labels(own, "point"), *_labels(others, "small network")]
+    groups = {key: groups[key] for key in sorted(groups, key=lambda key: key[0])}
     return tuple(
         Point(label, tuple(found), plain) for ((plain, _), found), label in zip(groups.items(), labels, strict=True)
     )
@@ -148,7 +150,7 @@ def _flat(value: Any, key: str = "") -> dict[str, Any]:
     return {name: inner for one in found for name, inner in one.items()}
 
 
-def _labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+def _labels(configs: Sequence[Mapping[str, Any]], word: str) -> list[str]:
     """What is not the same everywhere; the last words of its key are enough where they are nobody else's."""
     keys = list(dict.fromkeys(key for config in configs for key in config))
     changing = [key for key in keys if len({json.dumps(config.get(key)) for config in configs}) > 1]
@@ -156,7 +158,7 @@ def _labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     texts = [
         ", ".join(f"{short[key]}={_value(config[key])}" for key in changing if key in config) for config in configs
     ]
-    return [text or f"point {number}" for number, text in enumerate(texts, start=1)]
+    return [text or f"{word} {number}" for number, text in enumerate(texts, start=1)]
 
 
 def _short(keys: Sequence[str]) -> dict[str, str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from lightning_compress.report.drawing import BLUE, ORANGE, RED, new_figure, write
+from lightning_compress.report.drawing import BLUE, FAINT, ORANGE, RED, new_figure, write
 from lightning_compress.report.pareto import COSTS, Point, front
 
 HEIGHT = 3.3
@@ -51,6 +52,9 @@ def _draw_panel(axes: Axes, points: Sequence[Point], metric: str, cost: str, mod
         axes.plot(
             *zip(*places, strict=True), color=ORANGE, linewidth=1.2, marker=".", label="small networks, as they are"
         )
+    before = [trial.before[metric] for point in own for trial in point.trials if metric in trial.before]
+    if before:
+        axes.axhline(fmean(before), color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label="before compression")
     if chosen in own and chosen is not None:
         place = (chosen.mean(cost), chosen.mean(metric))
         axes.plot(
@@ -58,7 +62,7 @@ def _draw_panel(axes: Axes, points: Sequence[Point], metric: str, cost: str, mod
         )
         write(axes, f"{place[1]:.4g}", place, (9, -13), RED, fontweight="bold")
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
+    axes.xaxis.set_major_locator(LogLocator(10, (1, 2, 3, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(_short))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_title(f"{metric} against {COSTS[cost]}", loc="left")

@@ -117,16 +117,22 @@ def test_wandb_run_is_offline_and_complete(command, capfd):
     assert run.run_group == "trial"
     config = {item.key for record in records if record.HasField("run") for item in record.run.config.update}
     config |= {item.key for record in records if record.HasField("config") for item in record.config.update}
-    assert {"callbacks", "stages", "trainer", "seed"} <= config
+    assert {"callbacks", "stages", "trainer", "seed", "environment", "plan"} <= config
     history = [record.history for record in records if record.HasField("history")]
     logged = {item.key or item.nested_key[0] for row in history for item in row.item}
-    assert {"val_acc", "compress/sparsity", "report/layers", "report/history"} <= logged
+    tables, pictures = {"report/layers", "report/cuts", "report/seeds"}, {"report/history", "report/values"}
+    assert {"val_acc", "compress/sparsity", *tables, *pictures, "masks/network.fc1.weight"} <= logged
     epochs = [json.loads(i.value_json) for row in history for i in row.item if (i.key or i.nested_key[0]) == "epoch"]
     assert max(epochs) == 7
     artifacts = [r.request.log_artifact.artifact for r in records if r.HasField("request")]
     artifacts += [record.artifact for record in records if record.HasField("artifact")]
-    assert any(artifact.type == "model" for artifact in artifacts)
-    assert list(folder.rglob("*.table.json"))
+    models = [artifact for artifact in artifacts if artifact.type == "model"]
+    assert {alias for model in models for alias in model.aliases} >= {"best", "latest"}
+    assert json.loads(models[-1].metadata)["nonzero_parameters"] > 0
+    written = [json.loads(path.read_text()) for path in folder.rglob("*.table.json")]
+    cuts = next(table for table in written if table["columns"][1] == "what")
+    assert {"cut"} <= {row[1] for row in cuts["data"]}
+    assert list(folder.rglob("*.png"))
 
 
 def test_wandb_id_is_kept_when_a_run_goes_on(command, monkeypatch):

@@ -52,3 +52,22 @@ def test_error_of_ours_keeps_its_traceback(command, monkeypatch):
     monkeypatch.setattr("lightning_compress.app.run.read_stages", lambda config: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         command()
+
+
+def test_reader_that_goes_away_leaves_no_traceback():
+    code = "import sys; from lightning_compress.app.main import main; sys.exit(main())"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 141
+
+
+def test_help_composes_once_and_shows_the_recipe_that_is_asked_for(command, capfd):
+    assert command("--help", "recipe=neuron_pruning") == 0
+    output = capfd.readouterr().out
+    assert "Values (name=value), recipe=neuron_pruning" in output
+    assert "neurons:" in output
+    for word in ("dry_run=true", "search", "pareto", "summarize", "hydra/launcher=joblib"):
+        assert f"lightning-compress {word}" in output or word in output

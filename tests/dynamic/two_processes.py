@@ -11,6 +11,7 @@ from support import ddp_trainer, digits, loader, validation_loader
 
 import lightning_compress as lc
 from lightning_compress.dynamic import EarlyExits, SlimmableWidths, StochasticDepth, export_width, set_depth
+from lightning_compress.plan import CHECKPOINT_KEY
 
 POINTS = ("stages.0", "stages.1")
 CASES = {
@@ -29,13 +30,14 @@ CASES = {
 RESUMED = ("exits", "widths", "depth")
 
 
-def outcome(callback, module, images):
-    """What a rank must have alike, beside the weights."""
+def outcome(callback, module, images, folder):
+    """What a rank must have alike, beside the weights; and the heads after the first epoch."""
     module.eval()
     with torch.no_grad():
         if isinstance(callback, EarlyExits):
-            logged = {key: value for key, value in callback.trainer_metrics.items() if key.startswith("compress/exit")}
-            return {"bank": module.network.early_exits.state_dict(), "logged": logged}
+            file = torch.load(folder.parent / folder.name.removesuffix("-resumed") / "epoch=0.ckpt")
+            early = file[CHECKPOINT_KEY]["exits"]["EarlyExits"]["tensors"]
+            return {"bank": module.network.early_exits.state_dict(), "early": early}
         if isinstance(callback, SlimmableWidths):
             return {"small": export_width(module, 0.5)(images)}
         return {"kept": set_depth(module, 2), "shallow": module(images)}
@@ -47,8 +49,9 @@ def run(case: str, folder: Path, resume_from: Path | None = None) -> None:
     before = {name: value.clone() for name, value in module.state_dict().items()}
     runner = ddp_trainer(folder, *callbacks, max_epochs=3)
     runner.fit(module, loader(), validation_loader(), ckpt_path=resume_from)
-    callbacks[0].trainer_metrics = dict(runner.callback_metrics)
-    state = {"state_dict": module.state_dict(), "before": before, **outcome(callbacks[0], module, digits()[0][:20])}
+    logged = {key: value for key, value in runner.callback_metrics.items() if key.startswith("compress/exit")}
+    found = outcome(callbacks[0], module, digits()[0][:20], folder)
+    state = {"state_dict": module.state_dict(), "before": before, "logged": logged, **found}
     torch.save(state, folder / f"rank{runner.global_rank}.pt")
 
 

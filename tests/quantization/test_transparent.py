@@ -259,3 +259,22 @@ def test_unknown_and_computed_parameters_are_refused():
     with pytest.raises(CompressionError, match="parametrize"):
         weights.attach("1.weight", quarters)
     assert type(net[0]) is nn.Linear
+
+
+def test_chosen_values_are_handed_out_while_all_others_are_still_seen_through():
+    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    weights = TransparentWeights(net)
+    for name in ("0.weight", "1.weight"):
+        weights.attach(name, lambda weight: 2 * weight)
+    one = torch.eye(2)
+    with torch.no_grad():
+        net[0].weight.copy_(one)
+        net[1].weight.copy_(one)
+    with weights.values({"0.weight", "elsewhere"}) as values:
+        assert set(values) == {"0.weight"}
+        assert torch.equal(values["0.weight"], 2 * one)
+        assert torch.equal(net(one), 2 * one)
+        values["0.weight"].sum().backward()
+    assert torch.equal(net[0].weight.grad, torch.full((2, 2), 2.0))
+    assert torch.equal(net(one), 4 * one)
+    assert torch.equal(net[0].weight, one)

@@ -4,14 +4,24 @@ from lightning_compress.app.ledger import Ledger
 
 
 def cost(number, accuracy):
-    return {"parameters": number, "macs": 3 * number, "dense_bytes": 4 * number, "val_acc": accuracy, "test_acc": accuracy}
+    return {
+        "parameters": number,
+        "macs": 3 * number,
+        "dense_bytes": 4 * number,
+        "val_acc": accuracy,
+        "test_acc": accuracy,
+    }
 
 
 def write_point(folder, sparsity, parameters, accuracy, *, file_bytes, seeds=(0, 1, 2), callbacks=True):
     """One job for each seed; accuracies are 0.002 apart."""
     ledger = Ledger(folder)
     for place, seed in enumerate(seeds):
-        config = {"seed": seed, "callbacks": {"weights": {"sparsity": sparsity}} if callbacks else {}, "width": sparsity}
+        config = {
+            "seed": seed,
+            "callbacks": {"weights": {"sparsity": sparsity}} if callbacks else {},
+            "width": sparsity,
+        }
         ledger.write(
             "finished",
             job=f"{sparsity}-{callbacks}-{seed}",
