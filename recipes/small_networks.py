@@ -29,7 +29,7 @@ import lightning_compress as lc
 from lightning_compress.distillation import Indexed
 from lightning_compress.measure import RUNTIMES, compare_latency, runner
 from lightning_compress.report.arms import Comparison, run_arms
-from lightning_compress.report.figures import BLUE, FAINT, ORANGE, to_svg
+from lightning_compress.report.drawing import BLUE, FAINT, ORANGE, to_svg
 from lightning_compress.surgery import recalibrate_batchnorm_
 from lightning_compress.zoo import Classifier, Textures
 

@@ -112,6 +112,8 @@ def show(
     costs = [first, *(name for name in costs if name != first)]
     chosen = choose([point for point in points if not point.rival], monitor, first, mode, max_drop)
     rule = f"Chosen: the least {COSTS[first]} among points that lose at most {max_drop:g} of {monitor}, on validation."
+    if chosen is not None and chosen.drop(monitor, mode) > max_drop:
+        rule = f"Chosen: the point that loses least of {monitor}, on validation; none loses at most {max_drop:g}."
     figure = draw_pareto(points, metric, costs, mode, chosen)
     notes = list(_notes(folders))
     page = render_pareto_page(
