@@ -12,7 +12,16 @@ from lightning_compress.measure.cost import Cost, macs_by_module, measure
 from lightning_compress.measure.latency import LatencyComparison, compare_latency
 from lightning_compress.measure.runtimes import RUNTIMES, check_runtime, runner
 
-__all__ = ["RUNTIMES", "Cost", "LatencyComparison", "check_runtime", "compare_latency", "macs_by_module", "measure", "runner"]
+__all__ = [
+    "RUNTIMES",
+    "Cost",
+    "LatencyComparison",
+    "check_runtime",
+    "compare_latency",
+    "macs_by_module",
+    "measure",
+    "runner",
+]
 
 
 class _CallableModule(ModuleType):
