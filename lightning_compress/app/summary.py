@@ -43,7 +43,7 @@ def summary_table(reports: Sequence[Report]) -> str:
     heading = ("", *names, "difference, run by run", f"spread of {names[0]} (s.d.)")
     rows = [heading, ("---", *("---:",) * 4), *_metric_rows(reports), *_cost_rows(reports), *_file_rows(reports)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    seeds = ", ".join(str(seed) for seed in sorted(report.seed for report in reports))
+    seeds = ", ".join(str(seed) for seed in sorted(report.seed for report in reports if report.seed is not None))
     return f"{table}\n\n{len(reports)} runs of `{recipes[0]}`, seeds {seeds}; mean ± half a 95 % interval."
 
 
