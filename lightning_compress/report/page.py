@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -13,6 +13,7 @@ from lightning_compress.report.answers import draw_confusion
 from lightning_compress.report.drawing import to_svg
 from lightning_compress.report.figures import draw_fidelity, draw_history
 from lightning_compress.report.history import read_history
+from lightning_compress.report.html import STYLE, figure_block, html_table, section
 from lightning_compress.report.layer_figures import draw_layers, pair_layers
 from lightning_compress.report.report import FINISHED, Layer, Report
 from lightning_compress.report.table import (
@@ -30,42 +31,6 @@ VALUES_CAPTION = (
     "Weights that are not zero, each histogram as high as its highest bin. Line: before; filled: after; where few "
     "values are shared, each of them is a line."
 )
-_STYLE = """
-:root { color-scheme: light dark; --blue: #3b7dc4; --green: #2a9d78; --red: #c8453b; --orange: #d9822b;
-  --ink: #1f2933; --faint: #66717e; --line: #e1e5ea; --paper: #f6f7f8; --panel: #ffffff; --code: #f1f3f5; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e7eb; --faint: #98a2ae; --line: #2e353d; --paper: #14171b; --panel: #1b1f24; --code: #252b32; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; padding: 2.5rem 1rem 4rem; background: var(--paper); color: var(--ink);
-  font: 15.5px/1.55 system-ui, -apple-system, "Segoe UI", "Liberation Sans", sans-serif; }
-main { margin: 0 auto; max-width: 58rem; }
-h1 { font-size: 1.75rem; line-height: 1.25; letter-spacing: -.01em; margin: 0 0 .5rem; text-wrap: balance; }
-h2 { font-size: 1.1rem; margin: 0 0 .7rem; }
-p { margin: .4rem 0; } .faint { color: var(--faint); font-size: .9em; }
-section { background: var(--panel); border: 1px solid var(--line); border-radius: .7rem; padding: 1.3rem 1.5rem;
-  margin: 1.1rem 0; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .8rem; margin: 1.4rem 0 0; }
-.tile { background: var(--panel); border: 1px solid var(--line); border-radius: .7rem; padding: .8rem 1rem; }
-.tile b { display: block; font-size: 1.45rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
-.tile span { color: var(--faint); font-size: .85rem; }
-.warning { border-left: .3rem solid var(--orange); border-radius: .3rem; background: var(--panel);
-  padding: .6rem 1rem; }
-figure { margin: .6rem 0; } svg { display: block; width: 100%; height: auto; }
-svg text { font-family: inherit !important; }
-figcaption { color: var(--faint); font-size: .9em; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .95em; }
-th, td { padding: .32rem 1rem .32rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-tbody tr:last-child td { border-bottom: 0; }
-th:first-child, td:first-child { text-align: left; } th { font-weight: 600; color: var(--faint); }
-.journal td { text-align: left; vertical-align: top; } .journal td:last-child { white-space: normal; width: 100%; }
-.rollback, .stop { color: var(--red); } .recovery { color: var(--green); } .cut { color: var(--orange); }
-details { margin: .6rem 0; } summary { cursor: pointer; color: var(--faint); }
-pre { background: var(--code); padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; border-radius: .4rem; }
-code { background: var(--code); padding: .1rem .3rem; border-radius: .2rem; overflow-wrap: anywhere; }
-@media print { body { padding: 0; } section { break-inside: avoid; } }
-"""
 
 
 def draw_figures(report: Report) -> dict[str, Figure]:
@@ -94,7 +59,7 @@ def render_page(report: Report, figures: Mapping[str, Figure] | None = None) -> 
     drawn = {name: to_svg(figure, name) for name, figure in (figures or draw_figures(report)).items()}
     sections = (
         _heading(report),
-        _section("Before and after", _network_table(report)),
+        section("Before and after", _network_table(report)),
         _figure_section("What happened when", drawn, "history"),
         _figure_section("Layer by layer", drawn, "layers", after=_layer_details(report)),
         _figure_section("How the weights spread", drawn, "values", VALUES_CAPTION),
@@ -102,15 +67,15 @@ def render_page(report: Report, figures: Mapping[str, Figure] | None = None) -> 
         _file(report),
         _answers(report, drawn),
         _figure_section("Student and teachers", drawn, "fidelity", after=_teachers(report)),
-        _section("What was done", _deeds(report)),
+        section("What was done", _deeds(report)),
         _unknown(report),
-        _section("How to make this again", _provenance(report)),
+        section("How to make this again", _provenance(report)),
     )
     title = escape(report.recipe if report.seed is None else f"{report.recipe}, seed {report.seed}")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         f"{''.join(sections)}</main>\n</body>\n</html>\n"
     )
 
@@ -176,20 +141,6 @@ def _tiles(report: Report) -> str:
     return f'<div class="tiles">{inner}</div>\n'
 
 
-def _section(title: str, body: str) -> str:
-    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>\n"
-
-
-def _figure(svg: str, caption: str = "") -> str:
-    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
-def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
-
-
 def _network_table(report: Report) -> str:
     rows = full_network_rows(report)
     note = (
@@ -198,12 +149,12 @@ def _network_table(report: Report) -> str:
     )
     if report.rival is None:
         note += '<p class="faint">No honest rival (a small dense network of equal bytes, from scratch) was trained.</p>'
-    return _table(network_heading(report), rows) + note
+    return html_table(network_heading(report), rows) + note
 
 
 def _figure_section(title: str, drawn: Mapping[str, str], name: str, caption: str = "", after: str = "") -> str:
     """Nothing where there is no such figure."""
-    return _section(title, _figure(drawn[name], caption) + after) if name in drawn else ""
+    return section(title, figure_block(drawn[name], caption) + after) if name in drawn else ""
 
 
 def _layer_details(report: Report) -> str:
@@ -219,20 +170,20 @@ def _answers(report: Report, drawn: Mapping[str, str]) -> str:
         f"<p>On {answers.samples:,} validation samples both give the same answer to {answers.agreement:.1%}; "
         f"{answers.lost:,} answers that were right are wrong now, and {answers.gained:,} that were wrong are right.</p>"
     )
-    figure = _figure(drawn["confusion"]) if "confusion" in drawn else ""
-    return _section("Which answers changed", text + figure)
+    figure = figure_block(drawn["confusion"]) if "confusion" in drawn else ""
+    return section("Which answers changed", text + figure)
 
 
 def _unknown(report: Report) -> str:
     """Nothing where nothing is missing."""
     lines = "".join(f"<li>{escape(line)}</li>" for line in report.unknown)
-    return _section("What this report cannot say", f"<ul>{lines}</ul>") if lines else ""
+    return section("What this report cannot say", f"<ul>{lines}</ul>") if lines else ""
 
 
 def _layer_table(report: Report) -> str:
     pairs = pair_layers(report.before.layers, report.after.layers)
     rows = [_layer_cells(old, new) for old, new in pairs]
-    return _table(("layer", "shape", "weights", "kept", "share"), rows)
+    return html_table(("layer", "shape", "weights", "kept", "share"), rows)
 
 
 def _layer_cells(old: Layer | None, new: Layer | None) -> Sequence[str]:
@@ -252,15 +203,19 @@ def _file(report: Report) -> str:
         "before and after entropy coding; each layer's bytes are those of the layer coded by itself.</p>"
     )
     read_back = ", ".join(f"{name} {value:.4f}" for name, value in sorted(file.metrics.items()))
-    body = _table(FILE_STEP_HEADING, file_step_rows(file)) + _table(FILE_LAYER_HEADING, file_layer_rows(file)) + note
-    return _section(f"{file.name}: {file.ratio:.1f}x smaller", body + f"<p>Read back: {escape(read_back)}.</p>")
+    body = (
+        html_table(FILE_STEP_HEADING, file_step_rows(file))
+        + html_table(FILE_LAYER_HEADING, file_layer_rows(file))
+        + note
+    )
+    return section(f"{file.name}: {file.ratio:.1f}x smaller", body + f"<p>Read back: {escape(read_back)}.</p>")
 
 
 def _teachers(report: Report) -> str:
     """What each teacher is worth, where there were several."""
     worth = [entry["data"] for entry in report.journal if "without" in entry["data"]]
     rows = [(one["without"] or "nobody", f"{one['accuracy']:.4f}", f"{one['nll']:.4f}") for one in worth]
-    return _table(("teachers, validation data, without", "accuracy", "NLL"), rows) if rows else ""
+    return html_table(("teachers, validation data, without", "accuracy", "NLL"), rows) if rows else ""
 
 
 def _deeds(report: Report) -> str:

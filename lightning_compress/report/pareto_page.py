@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from lightning_compress.report.drawing import to_svg
-from lightning_compress.report.page import _STYLE, _figure, _section, _table
+from lightning_compress.report.html import STYLE, figure_block, html_table, section
 from lightning_compress.report.pareto import COSTS, Point, front
 
 MARKED = "chosen"
@@ -83,17 +83,17 @@ def render_pareto_page(
         f"<h1>{escape(_headline(chosen, metric, costs[0]))}</h1>\n",
         f"<p class='faint'>{escape(title)}. {escape(rule)}</p>\n",
         *(f"<p class='warning'>{escape(note)}</p>\n" for note in notes),
-        _section(
+        section(
             f"{metric} against what it costs",
-            _figure(to_svg(figure, "pareto"), f"{seeds} Faint points are beaten: another is as good and cheaper."),
+            figure_block(to_svg(figure, "pareto"), f"{seeds} Faint points are beaten: another is as good and cheaper."),
         ),
-        _section("Every point", _table(heading, rows)),
-        _section("How to make the chosen point again", _again(chosen)),
+        section("Every point", html_table(heading, rows)),
+        section("How to make the chosen point again", _again(chosen)),
     ]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{''.join(body)}"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{''.join(body)}"
         "</main>\n</body>\n</html>\n"
     )
 
