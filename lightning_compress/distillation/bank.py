@@ -14,6 +14,7 @@ from lightning_compress.distillation.teacher import Teacher
 from lightning_compress.errors import CompressionError
 from lightning_compress.registry import resolve
 from lightning_compress.surgery import TracingInput
+from lightning_compress.surgery.tracing import tensors_in
 
 Pool = Callable[[Tensor, Tensor, float], Tensor]
 POOLS = "lightning_compress.distillation.pools"
@@ -55,7 +56,7 @@ class TeacherBank:
     def fingerprint(self) -> str:
         """One for all of them, with what is made of their outputs before they are kept."""
         return "+".join(
-            f"{teacher.fingerprint()}{'' if teacher.classes is None else list(teacher.classes)}"
+            f"{teacher.fingerprint()}{'' if teacher.classes is None else list(teacher.classes)}{teacher.treatment}"
             for teacher in self.teachers
         )
 
@@ -88,7 +89,10 @@ class TeacherBank:
         self._width = student.shape[1 if self.outputs == "pixels" else -1]
         for teacher in self.teachers:
             teacher.prepare(device, call)
-            logits = teacher.ask(call.args, call.kwargs)
+            copied = call.map(torch.clone)  # one that works in place shall not change the student's batch
+            before = _versions(copied)
+            logits = teacher.ask(copied.args, copied.kwargs)
+            teacher.in_place = _versions(copied) != before
             self._check(teacher, logits, student)
 
     def ask(self, args: tuple[Any, ...], kwargs: dict[str, Any], step: int = 0) -> Tensor:
@@ -165,6 +169,10 @@ def normalised(weights: Sequence[float]) -> Tensor:
     """
     values = torch.tensor(list(weights), dtype=torch.float32)
     return values / values.sum()
+
+
+def _versions(call: TracingInput) -> list[int]:
+    return [tensor._version for tensor in tensors_in((call.args, call.kwargs))]
 
 
 def _fingerprint(teacher: Teacher) -> str:

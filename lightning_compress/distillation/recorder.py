@@ -92,7 +92,9 @@ class Recorder:
             self._handles.append(module.register_forward_hook(_Hook(self, "tap", name)))
         for name, module in self._candidates():
             self._handles.append(module.register_forward_pre_hook(_Hook(self, "enter", name), with_kwargs=True))
-            self._handles.append(module.register_forward_hook(_Hook(self, "leave", name), with_kwargs=True))
+            self._handles.append(
+                module.register_forward_hook(_Hook(self, "leave", name), with_kwargs=True, always_call=True)
+            )
 
     def detach(self) -> None:
         """Take the hooks off."""
@@ -137,12 +139,14 @@ class Recorder:
         self._open.append(module)
 
     def leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """A candidate returns."""
+        """A candidate returns, or raises: then there is no output, and whoever catches it may call again."""
         while self._open and self._open.pop() is not module:
             pass  # a call inside of it raised and was caught
         if not self._open:
             features, self._features = self._features, {}
             answer, self._answer = self._answer, None
+            if output is None:
+                return
             self._calls.append(Call(name, args, kwargs, output, features, answer))
 
     def tap(self, name: str, output: Any) -> None:

@@ -15,7 +15,7 @@ from lightning_compress.distillation.recorder import Call, Recorder, find_part, 
 from lightning_compress.distillation.taps import Source
 from lightning_compress.errors import CompressionError
 from lightning_compress.random_states import isolated_random_states
-from lightning_compress.surgery import evaluation_mode, private_copy
+from lightning_compress.surgery import TracingInput, evaluation_mode, private_copy
 from lightning_compress.training import private
 
 _SPEAKS_TO_TRAINER = (
@@ -63,6 +63,7 @@ def rehearse(
 
 def training_step_of(trainer: L.Trainer, batch: Any) -> Callable[[nn.Module], None]:
     """A training step of a copy that logs nothing and steps no optimizer, whatever LightningModules it is made of."""
+    batch = TracingInput("", (batch,), {}).map(torch.clone).args[0]  # a step may work in place
 
     def step(duplicate: nn.Module) -> None:
         for part in duplicate.modules():

@@ -118,7 +118,14 @@ class DistilledSteps:
             calls = self._recorder.take()
             if any(call.trains for call in calls):
                 loss = self._mix(loss, calls)
-        own(loss, *args, **kwargs)
+        if self._recorder is None:
+            own(loss, *args, **kwargs)
+            return
+        active, self._recorder.active = self._recorder.active, False  # a checkpointed forward runs again in here
+        try:
+            own(loss, *args, **kwargs)
+        finally:
+            self._recorder.active = active
 
     def _validation_step(self, own: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
         if self.fidelity is None:

@@ -41,6 +41,9 @@ class Teacher:
         dtype: of its floating-point numbers, ``torch.bfloat16`` or ``"bfloat16"`` for speed; None leaves it.
         fold: fold its BatchNorms into the layers before them (about half of the cost of a convolutional teacher).
 
+    Attributes:
+        in_place: whether it changes the tensors that it is given: then it is given copies.
+
     Raises:
         CompressionError: an argument out of its range.
 
@@ -81,6 +84,7 @@ class Teacher:
         self.fold = fold
         self._network: nn.Module | Callable[..., Any] | None = None
         self._running: nn.Module | None = None
+        self.in_place = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
         return self  # it never changes: copies of a student share their teachers
@@ -143,6 +147,13 @@ class Teacher:
         """The hash of what it consists of."""
         return fingerprint(self.network)
 
+    @property
+    def treatment(self) -> str:
+        """What else its answers depend on."""
+        network = self.network
+        kind = type(network).__qualname__ if isinstance(network, nn.Module) else self.name
+        return f"{kind}/{self.gives}/{self.dtype}/{'folded' if self.fold else 'as it is'}"
+
     def prepare(self, device: torch.device, call: TracingInput) -> None:
         """Make the copy that runs, where another device, another type or folding asks for one.
 
@@ -168,6 +179,9 @@ class Teacher:
     @torch.no_grad()
     def ask(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """Its logits for the student's arguments, in single precision or more, where the student is."""
+        if self.in_place:
+            copied = TracingInput("", args, dict(kwargs)).map(torch.clone)
+            args, kwargs = copied.args, copied.kwargs
         first = next((value for value in args if isinstance(value, Tensor)), None)
         network = self.running if isinstance(self.network, nn.Module) else self.network
         if hasattr(network, "predict_proba"):
@@ -228,7 +242,7 @@ def _callable_part(network: nn.Module, student: str, name: str) -> nn.Module:
 def _ask_estimator(model: Any, inputs: Tensor | None) -> Tensor:
     if inputs is None:
         raise CompressionError("A model with predict_proba needs a tensor as the student's first argument.")
-    probabilities = model.predict_proba(inputs.detach().flatten(1).cpu().numpy())
+    probabilities = model.predict_proba(inputs.detach().flatten(1).float().cpu().numpy())
     return torch.as_tensor(probabilities, dtype=torch.float32)
 
 

@@ -391,3 +391,35 @@ def test_the_teacher_sees_the_inputs_as_the_student_got_them():
     fit(InPlace(), Distillation(teacher, fidelity=False), max_epochs=1, limit_train_batches=3)
     assert len(seen) == 1 + 3  # the first call finds out whether the outputs fit
     assert min(seen[1:]) > 0
+
+
+def test_a_teacher_that_works_in_place_changes_nothing_for_the_student():
+    def weights(*callbacks):
+        L.seed_everything(0, verbose=False)
+        module = User()
+        fit(module, *callbacks, max_epochs=1, limit_train_batches=4)
+        return [parameter.detach().clone() for parameter in module.parameters()]
+
+    teacher = nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 10))
+    taught = weights(Distillation(teacher, alpha=0.0, fidelity=False))
+    assert all(torch.equal(a, b) for a, b in zip(taught, weights(Replay()), strict=True))
+
+
+def test_a_forward_that_fails_and_is_caught_leaves_the_next_one_distilled():
+    class Retries(User):
+        def training_step(self, batch, batch_idx):
+            try:
+                self(batch[0].flatten(1)[:, :3])
+            except RuntimeError:
+                return super().training_step(batch, batch_idx)
+            raise AssertionError
+
+    asked = []
+
+    def teacher(images):
+        asked.append(images.shape)
+        return torch.zeros(len(images), 10)
+
+    distillation = Distillation(teacher, fidelity=False)
+    fit(Retries(), distillation, max_epochs=1, limit_train_batches=3)
+    assert asked.count(torch.Size([40, 64])) >= 3
