@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import lightning as L
@@ -29,11 +30,21 @@ class Moment:
         temperature: T.
         alpha: share of the distillation loss.
         step: batches since the start of the fit.
+
+    Raises:
+        CompressionError: a function of the user gave a temperature or a share out of range.
     """
 
     temperature: float
     alpha: float
     step: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < inf or not 0 <= self.alpha <= 1:
+            raise CompressionError(
+                f"Batch {self.step}: temperature={self.temperature!r} and alpha={self.alpha!r}; a temperature is "
+                "above 0, a share in [0, 1]. Look at the functions that were given for them."
+            )
 
 
 class DistilledSteps:

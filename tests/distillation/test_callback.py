@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_compress as lc
 from lightning_compress.distillation import Distillation, Teacher, TransferSet
+from lightning_compress.errors import CompressionError
 from lightning_compress.training import Replay
 
 
@@ -423,3 +424,9 @@ def test_a_forward_that_fails_and_is_caught_leaves_the_next_one_distilled():
     distillation = Distillation(teacher, fidelity=False)
     fit(Retries(), distillation, max_epochs=1, limit_train_batches=3)
     assert asked.count(torch.Size([40, 64])) >= 3
+
+
+@pytest.mark.parametrize("value", [{"alpha": lambda progress: 5.0}, {"temperature": lambda progress: 0.0}])
+def test_a_function_that_leaves_its_range_is_refused(value):
+    with pytest.raises(CompressionError, match="Look at the functions"):
+        fit(User(), Distillation(trained(), fidelity=False, **value), max_epochs=1)
