@@ -110,6 +110,12 @@ class Engine:
         pixels = self.bank.outputs == "pixels"
         if any(one.classes is not None for one in self.bank.teachers):
             student = student.movedim(1, -1) if pixels else student
+            labels = labels_among_known(labels, teacher)
+            if self._needs_labels and labels is not None and bool((labels < 0).any()):
+                raise CompressionError(
+                    f"The loss {self.loss.__name__} reads labels, and some of this batch are of classes that no "
+                    'teacher knows. Use loss="kd", which reads none.'
+                )
             student, teacher = among_known(student, teacher)
             student = student.movedim(-1, 1) if pixels else student
         if pixels:
@@ -142,6 +148,20 @@ def among_known(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """
     known = teacher.isfinite().flatten(0, -2).all(dim=0)
     return student[..., known], teacher[..., known]
+
+
+def labels_among_known(labels: Tensor | None, teacher: Tensor) -> Tensor | None:
+    """Labels as :func:`among_known` counts the classes; -1 for a class that no teacher knows.
+
+    >>> labels_among_known(torch.tensor([0, 1, 2]), torch.tensor([[0.0, -torch.inf, 1.0]])).tolist()
+    [0, -1, 1]
+    """
+    known = teacher.isfinite().flatten(0, -2).all(dim=0)
+    if labels is None or labels.is_floating_point() or bool(known.all()):
+        return labels
+    places = (known.cumsum(0) - 1).masked_fill(~known, -1)
+    inside = (labels >= 0) & (labels < len(places))
+    return torch.where(inside, places[labels.clamp(0, len(places) - 1)], -1)
 
 
 def _required(loss: Callable[..., Tensor]) -> set[str]:

@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lightning_compress.distillation.engine import Engine, among_known
+from lightning_compress.distillation.engine import Engine, among_known, labels_among_known
 from lightning_compress.distillation.fidelity import Fidelity
 from lightning_compress.distillation.indexed import unwrap
 from lightning_compress.distillation.outputs import labels_in
@@ -148,7 +148,8 @@ class DistilledSteps:
             for call in recorder.take():
                 teacher = bank.pooled(bank.ask(call.args, call.kwargs), 1.0)
                 if teacher.dim() == 2:
-                    self.fidelity.update(*among_known(call.logits, teacher), labels_in(batch))
+                    labels = labels_among_known(labels_in(batch), teacher)
+                    self.fidelity.update(*among_known(call.logits, teacher), labels)
         return output
 
     # -- the loss -----------------------------------------------------------------------------------------------------

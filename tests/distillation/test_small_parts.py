@@ -16,6 +16,7 @@ from lightning_compress.distillation import (
     expected_calibration_error,
     fit_class_bias,
 )
+from lightning_compress.distillation.engine import among_known, labels_among_known
 from lightning_compress.distillation.outputs import labels_in, logits_in
 from lightning_compress.distillation.ramp import as_value
 
@@ -127,3 +128,15 @@ def test_where_logits_and_labels_lie():
     assert labels_in({"x": 1, "targets": one}) is one
     assert labels_in((one, "text")) is None
     assert labels_in(one) is None
+
+
+def test_labels_follow_the_classes_that_a_teacher_knows():
+    """A perfect teacher of the classes 1 and 2, and a perfect student of all three."""
+    labels = torch.tensor([1, 2, 2, 0])
+    perfect = 20.0 * torch.eye(3)[labels]
+    teacher = perfect.clone()
+    teacher[:, 0] = -torch.inf
+    fidelity = Fidelity()
+    fidelity.update(*among_known(perfect, teacher), labels_among_known(labels, teacher))
+    assert fidelity.compute()["teacher_nll"] < 1e-3
+    assert fidelity.compute()["student_nll"] < 1e-3
