@@ -56,6 +56,17 @@ def test_sweep_runs_every_job_records_the_failed_one_and_skips_the_finished(comm
         assert counts(ledger)["failed", line["job"]] == 2
 
 
+@pytest.mark.slow
+def test_submitit_launcher_is_the_only_change(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    launcher = ("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10")
+    assert (
+        start(tmp_path, "-m", *SMALL, "seed=0", "callbacks.weights.max_step=0.2,7", "sweep=trial", *launcher).wait()
+        == 1
+    )
+    assert Counter(job.status for job in ledger_of(tmp_path, "trial").jobs()) == {"finished": 1, "failed": 1}
+
+
 def test_sweep_is_named_after_its_command_and_summarized(command, capfd):
     assert command("-m", *SMALL, "seed=0,1") == 0
     (sweep,) = (command.folder / "outputs" / "sweeps").iterdir()
