@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.distillation.output_shapes import width
 from lightning_compress.distillation.pools.random import random
 from lightning_compress.distillation.teacher import Teacher
 from lightning_compress.errors import CompressionError
@@ -27,7 +28,7 @@ class TeacherBank:
     Args:
         teachers: at least one.
         pool: name of a function in ``distillation/pools``, or any callable like those.
-        outputs: what the loss reads: "classes", "pixels", "labels" or "values".
+        outputs: what the loss reads, as :func:`~lightning_compress.distillation.precision.reads` says it.
 
     Raises:
         CompressionError: an unknown pool, or one of class distributions for outputs that are none.
@@ -80,20 +81,47 @@ class TeacherBank:
                     "mode. The student learnt from a moving target; pass a copy: copy.deepcopy(network)."
                 )
 
-    def prepare(self, device: torch.device, call: TracingInput, student: Tensor) -> None:
+    def prepare(self, device: torch.device, call: TracingInput, student: Tensor) -> Tensor:
         """Put the teachers where they run, and see that they fit the student's output.
 
+        Returns:
+            All members' logits for the call, as :meth:`ask_all` would give them.
+
         Raises:
-            CompressionError: numbers of classes that differ without a class map.
+            CompressionError: a teacher that cannot take the student's arguments, or numbers of classes that differ
+                without a class map.
         """
-        self._width = student.shape[1 if self.outputs == "pixels" else -1]
+        self._width = width(student.shape, self.outputs)
+        found = []
         for teacher in self.teachers:
-            teacher.prepare(device, call)
-            copied = call.map(torch.clone)  # one that works in place shall not change the student's batch
-            before = _versions(copied)
-            logits = teacher.ask(copied.args, copied.kwargs)
-            teacher.in_place = _versions(copied) != before
+            logits = self._first_answer(teacher, device, call)
             self._check(teacher, logits, student)
+            found.append(self._known(teacher, logits))
+            if found[-1].shape != found[0].shape:
+                raise CompressionError(
+                    f"The teachers {self.teachers[0].name} and {teacher.name} give {tuple(found[0].shape[1:])} and "
+                    f"{tuple(found[-1].shape[1:])} (classes last); one voice needs the same of all."
+                )
+        return torch.stack(found)
+
+    @staticmethod
+    def _first_answer(teacher: Teacher, device: torch.device, call: TracingInput) -> Tensor:
+        copied = call.map(torch.clone)  # one that works in place shall not change the student's batch
+        before = _versions(copied)
+        try:
+            teacher.prepare(device, call)
+            logits = teacher.ask(copied.args, copied.kwargs)
+        except CompressionError:
+            raise
+        except Exception as error:
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in((call.args, call.kwargs)))
+            raise CompressionError(
+                f"The teacher {teacher.name} gets what the student's {call.module!r} gets, {shapes}, and fails: "
+                f'{error} Name another part of the student with student="...", or pass a function of these arguments '
+                "that asks the teacher in its way."
+            ) from error
+        teacher.in_place = _versions(copied) != before
+        return logits
 
     def ask(self, args: tuple[Any, ...], kwargs: dict[str, Any], step: int = 0) -> Tensor:
         """The members' logits (members, ...), classes last, in the student's classes; -inf where one is unknown."""
@@ -130,7 +158,7 @@ class TeacherBank:
     def _known(self, teacher: Teacher, logits: Tensor) -> Tensor:
         if self.outputs == "pixels":
             logits = logits.movedim(1, -1)
-        if teacher.classes is None or self._width is None:
+        if teacher.classes is None or self._width is None or logits.dim() < 2:
             return logits
         labels = torch.tensor(list(teacher.classes), device=logits.device)
         known = labels >= 0
@@ -139,7 +167,14 @@ class TeacherBank:
         return full
 
     def _check(self, teacher: Teacher, logits: Tensor, student: Tensor) -> None:
-        count = logits.shape[1 if self.outputs == "pixels" else -1]
+        strict = self.outputs not in ("pixels", "any")  # those losses may bring positions to each other
+        places = slice(0, -1) if strict else slice(0, 1)
+        if logits.dim() != student.dim() or logits.shape[places] != student.shape[places]:
+            raise CompressionError(
+                f"The teacher {teacher.name} returns {tuple(logits.shape)}, the student {tuple(student.shape)}. Pass a "
+                "function that asks the teacher and brings its outputs to that shape."
+            )
+        count = width(logits.shape, self.outputs)
         if teacher.classes is not None:
             if len(teacher.classes) != count:
                 raise CompressionError(
@@ -150,14 +185,10 @@ class TeacherBank:
                     f"The class map of {teacher.name} names class {max(teacher.classes)}; the student has "
                     f"{self._width} classes, counted from 0."
                 )
-        elif count != self._width:
+        elif count != self._width and (self.outputs != "any" or logits.dim() == 2):
             raise CompressionError(
                 f"The teacher {teacher.name} has {count} outputs, the student {self._width}. Say which of the "
                 "student's classes each of them means: Teacher(source, classes=[...])."
-            )
-        if logits.dim() != student.dim():
-            raise CompressionError(
-                f"The teacher {teacher.name} returns {tuple(logits.shape)}, the student {tuple(student.shape)}."
             )
 
 

@@ -13,11 +13,9 @@ from torch.utils.data import DataLoader
 from lightning_compress.distillation.bank import TeacherBank
 from lightning_compress.distillation.cache import TeacherCache, describe, first_tensor, write_cache
 from lightning_compress.distillation.indexed import AllRows, Indexed
-from lightning_compress.distillation.recorder import Recorder
-from lightning_compress.distillation.rehearsal import training_step_of
+from lightning_compress.distillation.rehearsal import calls_in
 from lightning_compress.errors import CompressionError
 from lightning_compress.random_states import isolated_random_states
-from lightning_compress.surgery import evaluation_mode, private_copy
 from lightning_compress.training import private
 
 
@@ -60,19 +58,15 @@ def _outputs(
     loader: DataLoader[object], bank: TeacherBank, trainer: L.Trainer, module: L.LightningModule, student: str
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """For every view of every sample: what the student gets in the user's own step, and the members' logits."""
-    duplicate = private_copy(module)
-    recorder = Recorder(duplicate, student)
-    recorder.attach()
+    calls_of = calls_in(trainer, module, student, "training_step")
     rows = AllRows(loader.dataset)  # type: ignore[arg-type]
     batches = DataLoader(rows, loader.batch_size or 1, num_workers=loader.num_workers, collate_fn=loader.collate_fn)
     for batch, numbers in batches:
         batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
-        with evaluation_mode(duplicate), recorder.recording(), torch.enable_grad():
-            training_step_of(trainer, batch)(duplicate)
-        calls = recorder.take()
+        calls = [call for call in calls_of(batch) if call.trains]
         if len(calls) != 1:
             raise CompressionError(
                 f"The training step calls the student {len(calls)} times a batch; a cache keeps one output for each "
-                "sample. Leave the cache out."
+                "sample. Leave the cache out, or put calls that only look into torch.no_grad()."
             )
-        yield numbers, first_tensor(calls[0].args), bank.ask_all(calls[0].args, calls[0].kwargs)
+        yield numbers, first_tensor(calls[0].inputs), bank.ask_all(calls[0].args, calls[0].kwargs)

@@ -184,7 +184,7 @@ def first_tensor(args: Sequence[Any]) -> Tensor:
     for value in args:
         if isinstance(value, Tensor):
             return value
-    raise CompressionError("A cache needs a tensor as the student's first argument.")
+    raise CompressionError("A cache needs a tensor among the student's arguments.")
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

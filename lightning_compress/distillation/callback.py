@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from lightning_compress.distillation.engine import Engine
 from lightning_compress.distillation.ensemble import Worth
 from lightning_compress.distillation.fidelity import Fidelity
 from lightning_compress.distillation.indexed import unwrap
+from lightning_compress.distillation.output_shapes import OF_CLASSES
+from lightning_compress.distillation.outputs import labels_in
 from lightning_compress.distillation.precision import outputs_of
-from lightning_compress.distillation.ramp import Value, as_value, at
+from lightning_compress.distillation.ramp import Value, as_value, at, in_range
 from lightning_compress.distillation.recorder import find_part
 from lightning_compress.distillation.rehearsal import rehearse, training_step_of
 from lightning_compress.distillation.steps import DistilledSteps, Moment
@@ -39,13 +42,16 @@ LOSSES = "lightning_compress.distillation.losses"
 class Distillation(CompressionCallback):
     """Adds what teachers say to a LightningModule's own loss: ``(1 - alpha) * own + alpha * distillation``.
 
-    The module is not edited. In ``training_step`` the student's forward is recorded, the teachers get the same
-    arguments, and the returned loss (in manual optimization, the first one that ``manual_backward`` gets after a
-    forward) is mixed with the distillation loss. Teachers are in no module tree: not in the checkpoint, the optimizer
-    or DDP; they are asked in evaluation mode without gradients, and their parameters and buffers are hashed at the
-    start and checked at the end. Logged are ``compress/distillation_loss``, ``compress/temperature``,
-    ``compress/alpha``, and after each validation ``compress/agreement``, ``compress/kl_to_teacher`` and the likelihood
-    and calibration of both.
+    The module is not edited. In ``training_step`` the student's forwards are recorded, the teachers get the same
+    arguments, and the returned loss (in manual optimization, the first one given to ``manual_backward`` that was
+    computed from a forward) is mixed with the distillation loss. Distilled are the forwards from which the loss was
+    computed, all of them where it was from none; one that only looks, as for a metric, is not, and spares the teachers
+    too inside of ``torch.no_grad()``. Teachers are in no module tree: not in the checkpoint, the optimizer or
+    DDP; they are asked in evaluation mode without gradients, and their parameters and buffers are hashed at the start
+    and checked at the end. Logged are ``compress/distillation_loss``, ``compress/temperature``, ``compress/alpha``,
+    and after each validation, where outputs are distributions over classes (of samples, tokens or
+    pixels), ``compress/agreement`` and ``compress/kl_to_teacher``, and with labels (of samples or pixels) the
+    likelihood and calibration of both.
 
     Args:
         teachers: one or several: modules, paths of checkpoints, callables, or
@@ -69,11 +75,12 @@ class Distillation(CompressionCallback):
         adapter_learning_rate: of the taps' adapters.
         fidelity: compare student and teacher in each validation, which costs the teachers' forward; and at the start,
             note in the Journal what each of several teachers is worth on the validation data.
-        name: distinguishes two of them in a Trainer.
+        name: distinguishes two of them in a Trainer, which takes no two without.
 
     Raises:
-        CompressionError: a value out of range or an unknown name, at once; class counts that differ without a class
-            map, a tapped layer that is not there, a stale cache, an empty training set: before the first step.
+        CompressionError: a value out of range or an unknown name, at once; outputs of another kind than the loss
+            reads, a teacher that cannot take the student's arguments, class counts that differ without a class map, a
+            tapped layer that is not there, a stale cache, an empty training set: before the first step.
 
     >>> import lightning as L
     >>> from torch import nn
@@ -82,6 +89,8 @@ class Distillation(CompressionCallback):
     """
 
     order = 5  # before cuts: adapters are built, or loaded, for the network as the checkpoint left it
+    in_module = False
+    """Whether a DistillationModule brings it into the Trainer."""
 
     def __init__(
         self,
@@ -110,8 +119,9 @@ class Distillation(CompressionCallback):
         self._weights = self._check_weights(weights)
         self.cache, self._top_k = cache, top_k
         self._transfer, self._student = transfer, student
-        self._adapter_learning_rate, self._fidelity = adapter_learning_rate, fidelity
-        self._refuse_cache_with()
+        self._adapter_learning_rate = in_range(adapter_learning_rate, "adapter_learning_rate", low=1e-12, high=1e3)
+        self._fidelity = fidelity
+        self._check_options()
         self._steps: DistilledSteps | None = None
         self._adapters: AdapterTraining | None = None
         self._fitted: weakref.ref[L.LightningModule] | None = None
@@ -134,23 +144,32 @@ class Distillation(CompressionCallback):
         if isinstance(weights, str) and weights != "validation":
             raise CompressionError(f'Distillation(weights={weights!r}): numbers, "validation" or None.')
         if weights is not None and not isinstance(weights, str):
-            if len(weights) != len(self.bank.teachers) or min(weights) <= 0:
+            numbers = [weights] if isinstance(weights, Real) else list(weights)
+            if len(numbers) != len(self.bank.teachers) or not all(float(number) > 0 for number in numbers):
                 raise CompressionError(
-                    f"Distillation(weights={list(weights)}): one number above 0 for each of the "
+                    f"Distillation(weights={numbers}): one number above 0 for each of the "
                     f"{len(self.bank.teachers)} teachers."
                 )
-            self.bank.weights = normalised(weights)
+            self.bank.weights = normalised([float(number) for number in numbers])
         return weights
 
-    def _refuse_cache_with(self) -> None:
+    def _check_options(self) -> None:
         taps, several = self.engine.taps, len(self.bank.teachers) > 1
         if self.cache is not None and (taps or self._transfer is not None):
             what = "taps" if taps else "transfer"
             raise CompressionError(f"A cache keeps outputs of training samples alone; with {what}= leave cache out.")
         if taps and several and self.bank.pool.__name__ == "random":
             raise CompressionError('pool="random" asks one teacher a step; taps need theirs each time. Use another.')
-        if self._top_k is not None and self._top_k < 1:
-            raise CompressionError(f"Distillation(top_k={self._top_k}): at least one class.")
+        if self._top_k is not None and (self._top_k < 1 or self.cache is None):
+            raise CompressionError(
+                f"Distillation(top_k={self._top_k}, cache={self.cache!r}): at least one class of each output in a "
+                "cache, which needs a folder."
+            )
+        if self._transfer is not None and not isinstance(self._transfer, TransferSet):
+            raise CompressionError(
+                f"Distillation(transfer=...) got a {type(self._transfer).__name__}: wrap the samples, "
+                "lightning_compress.distillation.TransferSet(inputs, batch_size=64)."
+            )
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -235,7 +254,7 @@ class Distillation(CompressionCallback):
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin to compare student and teacher."""
         if self._steps is not None:
-            compares = self._fidelity and self._steps.ready and self.bank.outputs == "classes"
+            compares = self._fidelity and self._steps.ready and self.bank.outputs in OF_CLASSES
             self._steps.fidelity = Fidelity() if compares else None
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -271,13 +290,15 @@ class Distillation(CompressionCallback):
     # -- before the first step ----------------------------------------------------------------------------------------
 
     def _prepare(self, trainer: L.Trainer, module: L.LightningModule, batch: Any) -> None:
-        step = training_step_of(trainer, unwrap(batch)[0])
+        sample, _ = unwrap(batch)
+        step = training_step_of(trainer, sample)
         call, sources = rehearse(module, step, student=self._student, taps=self._tapped)
-        self.engine.prepare(call, sources, module.device)
+        self.engine.prepare(call, sources, module.device, None if self._transfer is not None else labels_in(sample))
         if self._weights == "validation" and "weights" not in self._pending:
-            self.bank.weights = weights_by_validation(self.bank, trainer)
-        if self._fidelity and len(self.bank.teachers) > 1 and self.bank.outputs == "classes" and not self._pending:
-            self._report_worth(worth_by_validation(self.bank, trainer))
+            self.bank.weights = weights_by_validation(self.bank, trainer, module, call.module)
+        several, of_classes = len(self.bank.teachers) > 1, self.bank.outputs in ("classes", "any")
+        if self._fidelity and several and of_classes and not self._pending:
+            self._report_worth(worth_by_validation(self.bank, trainer, module, call.module))
         if self.cache is not None:
             self.engine.cache = open_cache(
                 self.cache, self.bank, trainer, module, student=call.module, top_k=self._top_k

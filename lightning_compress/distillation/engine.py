@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from inspect import Parameter, signature
+from inspect import Parameter
 from typing import Any
 
 import torch
@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from lightning_compress.distillation.bank import TeacherBank
 from lightning_compress.distillation.cache import TeacherCache
-from lightning_compress.distillation.precision import accepted
+from lightning_compress.distillation.fidelity import Fidelity
+from lightning_compress.distillation.output_shapes import refuse_shape
+from lightning_compress.distillation.precision import accepted, name_of, parameters_of
 from lightning_compress.distillation.recorder import Call, Recorder
 from lightning_compress.distillation.taps import Source, Tap, TapSet
 from lightning_compress.errors import CompressionError
+from lightning_compress.random_states import isolated_random_states
 
 
 class Engine:
@@ -41,19 +44,48 @@ class Engine:
             if not 0 <= tap.member < len(bank.teachers):
                 raise CompressionError(f"Tap(member={tap.member}): there are {len(bank.teachers)} teachers.")
 
-    def prepare(self, call: Call, sources: Mapping[str, Source], device: torch.device) -> None:
-        """Put teachers and adapters in place for calls like this one.
+    def prepare(
+        self, call: Call, sources: Mapping[str, Source], device: torch.device, labels: Tensor | None = None
+    ) -> None:
+        """Put teachers and adapters in place for calls like this one, and try the loss on it.
+
+        Args:
+            call: of the student.
+            sources: for tapped layers, what gives their channels.
+            device: of the student.
+            labels: of the call's samples, where there are some.
 
         Raises:
-            CompressionError: outputs that do not fit, or a teacher without a tapped layer.
+            CompressionError: outputs that do not fit, a loss that cannot compare them, or a teacher without a tapped
+                layer.
         """
-        self.bank.prepare(device, call.tracing, call.logits)
+        refuse_shape(self.loss, call.logits.shape)
+        members = self.bank.prepare(device, call.tracing, call.logits)
+        self._try_loss(call.logits.detach(), members, labels)
         self._tap_teachers()
         if self.taps:
             with torch.no_grad():
                 _, features = self.ask(call.args, call.kwargs, step=0)
             students = {name: value.detach() for name, value in call.features.items()}
             self.tap_set = TapSet(self.taps, students, features, sources)
+
+    def _try_loss(self, student: Tensor, members: Tensor, labels: Tensor | None) -> None:
+        members = members[:1] if self.bank.draws else members
+        with isolated_random_states(), torch.no_grad():
+            try:
+                loss = self.compare(student, members, 1.0, labels)
+            except CompressionError:
+                raise
+            except Exception as error:
+                raise CompressionError(
+                    f"The loss {name_of(self.loss)} fails on outputs (student, teacher) of shape "
+                    f"{tuple(student.shape)}: {error}"
+                ) from error
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise CompressionError(
+                f"The loss {name_of(self.loss)} returns {found}, not one number: let it return the mean over the batch."
+            )
 
     def release(self) -> None:
         """Take the hooks off the teachers."""
@@ -96,7 +128,7 @@ class Engine:
         for call in calls:
             features: list[dict[str, Tensor]] = []
             if self.cache is not None:
-                members = self.cache.read(rows, call.args)
+                members = self.cache.read(rows, call.inputs)
                 members = members[self.bank.numbers(step)] if self.bank.draws else members
             else:
                 members, features = call.answer or self.ask(call.args, call.kwargs, step)
@@ -113,7 +145,7 @@ class Engine:
             labels = labels_among_known(labels, teacher)
             if self._needs_labels and labels is not None and bool((labels < 0).any()):
                 raise CompressionError(
-                    f"The loss {self.loss.__name__} reads labels, and some of this batch are of classes that no "
+                    f"The loss {name_of(self.loss)} reads labels, and some of this batch are of classes that no "
                     'teacher knows. Use loss="kd", which reads none.'
                 )
             student, teacher = among_known(student, teacher)
@@ -122,11 +154,25 @@ class Engine:
             teacher = teacher.movedim(-1, 1)
         if labels is None and self._needs_labels:
             raise CompressionError(
-                f"The loss {self.loss.__name__} needs labels, and the batch has none: make it a tuple (inputs, labels) "
+                f"The loss {name_of(self.loss)} needs labels, and the batch has none: make it a tuple (inputs, labels) "
                 'or a mapping with "labels".'
             )
         available = {"temperature": temperature, "labels": labels}
         return self.loss(student, teacher, **{name: available[name] for name in self._wants})
+
+    def measure(self, call: Call, labels: Tensor | None, fidelity: Fidelity) -> None:
+        """Add a call of the student to ``fidelity``, if its outputs and the teachers' are distributions over classes.
+
+        Labels of tokens are left out: a language model's are those of the next token, another's are not.
+        """
+        outputs = self.bank.outputs
+        student = call.logits.movedim(1, -1) if outputs == "pixels" else call.logits
+        if student.dim() < 2 or student.shape[-1] < 2 or (outputs == "any" and student.dim() > 2):
+            return
+        teacher = self.bank.pooled(self.bank.ask(call.args, call.kwargs), 1.0)
+        if teacher.shape == student.shape:
+            labels = None if outputs == "tokens" else labels_among_known(labels, teacher)
+            fidelity.update(*among_known(student, teacher), labels)
 
     def _tap_teachers(self) -> None:
         self.release()
@@ -165,4 +211,4 @@ def labels_among_known(labels: Tensor | None, teacher: Tensor) -> Tensor | None:
 
 
 def _required(loss: Callable[..., Tensor]) -> set[str]:
-    return {name for name, one in signature(loss).parameters.items() if one.default is Parameter.empty}
+    return {name for name, one in parameters_of(loss).items() if one.default is Parameter.empty}

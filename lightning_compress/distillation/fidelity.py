@@ -38,13 +38,14 @@ class Fidelity:
 
     @torch.no_grad()
     def update(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> None:
-        """Add a batch: logits (N, C) of both, labels (N,) where there are some."""
-        student, teacher = student.double(), teacher.double()
+        """Add a batch: logits (N, ..., C) of both, labels (N, ...) where there are some."""
+        labels = labels.flatten() if labels is not None and labels.shape == student.shape[:-1] else None
+        student, teacher = student.flatten(0, -2).double(), teacher.flatten(0, -2).double()
         agree = (student.argmax(1) == teacher.argmax(1)).sum()
         divergence = kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="sum", log_target=True)
         sums = [student.new_tensor(len(student)), agree, divergence]
         bins = student.new_zeros(6 * BINS)
-        if labels is not None and labels.shape == student.shape[:1] and not labels.is_floating_point():
+        if labels is not None and not labels.is_floating_point():
             valid = (labels >= 0) & (labels < student.shape[1])
             student, teacher, labels = student[valid], teacher[valid], labels[valid]
             sums += [labels.new_tensor(len(labels))]

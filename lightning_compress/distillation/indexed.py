@@ -77,7 +77,9 @@ class Indexed(Dataset[IndexedBatch]):
         sample = self._dataset[row // self.views]
         if self._transform is not None:
             with isolated_random_states():
-                torch.manual_seed(row)
+                torch.default_generator.manual_seed(row)
+                if torch.cuda.is_initialized():  # until then torch.manual_seed takes a millisecond to note the seed
+                    torch.cuda.manual_seed_all(row)
                 np.random.seed(row % 2**32)
                 random.seed(row)
                 sample = self._transform(sample)
@@ -147,6 +149,17 @@ class _Collated:
     def __call__(self, samples: list[IndexedBatch]) -> IndexedBatch:
         rows = torch.tensor([int(sample.rows) for sample in samples])
         return IndexedBatch(self._own([sample.batch for sample in samples]), rows)
+
+
+TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+"""What a module or a data module may do to a batch before the step gets it."""
+
+
+def beside_rows(own: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
+    """What ``own`` makes of the user's batch, with its rows if it has them."""
+    sample, rows = unwrap(batch)
+    made = own(sample, *args, **kwargs)
+    return made if rows is None else IndexedBatch(made, rows)
 
 
 def unwrap(batch: Any) -> tuple[Any, Tensor | None]:

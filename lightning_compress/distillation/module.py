@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lightning_compress.distillation.callback import Distillation
+from lightning_compress.distillation.indexed import unwrap
 from lightning_compress.distillation.outputs import labels_in, logits_in
 from lightning_compress.errors import CompressionError
 from lightning_compress.training import CompressionCallback, private
@@ -39,10 +40,10 @@ DELEGATED = (*_STEPS, *_HOOKS)
 class DistillationModule(L.LightningModule):
     """A student with its teachers; what is trained, saved and counted is the student alone.
 
-    A plain module gets a built-in training step: its loss on labelled batches, AdamW, and ``val_loss`` and
-    ``val_acc``. A LightningModule keeps its own steps, hooks, optimizers and logged metrics. In both cases the
-    distillation itself is done by :class:`~lightning_compress.distillation.Distillation`, and checkpoints hold the
-    student's own keys and hyper-parameters, so they load in the student's own class.
+    A plain module gets built-in steps for batches (inputs, labels): its loss, AdamW, ``val_loss`` and ``val_acc``, the
+    same of test data, and predictions. A LightningModule keeps its own steps, hooks, optimizers and logged metrics. In
+    both cases the distillation itself is done by :class:`~lightning_compress.distillation.Distillation`, and
+    checkpoints hold the student's own keys and hyper-parameters, so they load in the student's own class.
 
     Args:
         student: a module from a batch's first entry to logits, or a LightningModule.
@@ -66,9 +67,15 @@ class DistillationModule(L.LightningModule):
         **options: Any,
     ) -> None:
         super().__init__()
+        if not isinstance(student, nn.Module):
+            raise CompressionError(
+                f"A {type(student).__name__} has no parameters to train: DistillationModule(student, ...) takes a "
+                "module, or a LightningModule."
+            )
         self.student = student
         self._task_loss, self._optimizer = task_loss, optimizer
         self._distillation = Distillation(teachers, **options)
+        self._distillation.in_module = True
         if isinstance(student, L.LightningModule):
             self._delegate(student)
 
@@ -78,7 +85,8 @@ class DistillationModule(L.LightningModule):
             if hasattr(student, name):
                 setattr(self, name, getattr(student, name))
         for name in DELEGATED:
-            if hasattr(L.LightningModule, name) and is_overridden(name, student):
+            # a step that the student does not have is not made up for it either
+            if hasattr(L.LightningModule, name) and (is_overridden(name, student) or name in vars(DistillationModule)):
                 self.__dict__[name] = getattr(student, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -95,14 +103,19 @@ class DistillationModule(L.LightningModule):
         """The student's own, and the distillation.
 
         Raises:
-            CompressionError: another callback changes shapes; its Plan would name the student's layers as this module
-                does.
+            CompressionError: another callback changes shapes, and its Plan would name the student's layers as this
+                module does; or the Trainer has a distillation of its own.
         """
         for callback in private.get_callbacks(self.trainer):
             if isinstance(callback, CompressionCallback) and callback.edits_shape:
                 raise CompressionError(
                     f"{callback.state_key} in a DistillationModule would write a Plan that the student's own class "
                     "cannot replay. Make the student a LightningModule and use the callback Distillation beside it."
+                )
+            if isinstance(callback, Distillation) and not callback.in_module:
+                raise CompressionError(
+                    "The Trainer has a Distillation besides that of this DistillationModule, and would drop it. Give "
+                    "all teachers to the module, or both callbacks to the Trainer and the student to fit()."
                 )
         own = self.student.configure_callbacks() if isinstance(self.student, L.LightningModule) else []
         return [*([own] if isinstance(own, Callback) else own), self._distillation]
@@ -117,24 +130,38 @@ class DistillationModule(L.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Logs the task's loss and, for classes, the accuracy."""
-        loss, logits, labels = self._loss_of(batch)
-        self.log("val_loss", loss)
-        if logits.dim() == 2 and not labels.is_floating_point():
-            self.log("val_acc", (logits.argmax(1) == labels).float().mean())
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """The same of test data."""
+        self._evaluate(batch, "test")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        """The student's output for the inputs, with or without labels beside them."""
+        sample, _ = unwrap(batch)
+        return self.student(sample[0] if isinstance(sample, tuple | list) else sample)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer of a plain student."""
         build = self._optimizer or (lambda parameters: torch.optim.AdamW(parameters, lr=1e-3))
         return build(self.student.parameters())
 
+    def _evaluate(self, batch: Any, stage: str) -> None:
+        loss, logits, labels = self._loss_of(batch)
+        self.log(f"{stage}_loss", loss)
+        if logits.dim() == 2 and not labels.is_floating_point():
+            self.log(f"{stage}_acc", (logits.argmax(1) == labels).float().mean())
+
     def _loss_of(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
-        labels = labels_in(batch)
-        if labels is None or not isinstance(batch, tuple | list):
+        sample, _ = unwrap(batch)
+        labels = labels_in(sample)
+        if labels is None or not isinstance(sample, tuple | list) or len(sample) != 2:
+            found = f"{len(sample)} entries" if isinstance(sample, tuple | list) else f"a {type(sample).__name__}"
             raise CompressionError(
-                "The built-in step takes batches (inputs, labels). Give the student a training_step of its own: make "
-                "it a LightningModule."
+                f"The built-in step takes batches (inputs, labels), and this one is {found}. Give the student a "
+                "training_step of its own: make it a LightningModule."
             )
-        logits = logits_in(self.student(batch[0]))
+        logits = logits_in(self.student(sample[0]))
         return self._task_loss(logits, labels), logits, labels
 
     # -- checkpoints --------------------------------------------------------------------------------------------------

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 
-from lightning_compress.distillation.indexed import numbered
+from lightning_compress.distillation.indexed import TRANSFER_HOOKS, beside_rows, numbered
 from lightning_compress.errors import CompressionError
+
+LOADERS = ("val_dataloader", "test_dataloader", "predict_dataloader")
 
 
 class NumberedData(L.LightningDataModule):
@@ -39,6 +43,10 @@ class NumberedData(L.LightningDataModule):
         super().__init__()
         self.data = data
         self._options: dict[str, Any] = {"transform": transform, "views": views, "augmentation": augmentation}
+        for name in (*LOADERS, *TRANSFER_HOOKS):
+            if is_overridden(name, data):  # what the inner one does not have, this one must not have either
+                own = getattr(data, name)
+                self.__dict__[name] = partial(beside_rows, own) if name in TRANSFER_HOOKS else own
 
     def __getattr__(self, name: str) -> Any:
         """What a data module does not have in general, such as ``num_classes``, is the inner one's."""
@@ -69,18 +77,6 @@ class NumberedData(L.LightningDataModule):
         if not isinstance(loader, DataLoader):
             raise CompressionError(f"NumberedData numbers one training DataLoader, not a {type(loader).__name__}.")
         return numbered(loader, **self._options)
-
-    def val_dataloader(self) -> Any:
-        """The inner one's."""
-        return self.data.val_dataloader()
-
-    def test_dataloader(self) -> Any:
-        """The inner one's."""
-        return self.data.test_dataloader()
-
-    def predict_dataloader(self) -> Any:
-        """The inner one's."""
-        return self.data.predict_dataloader()
 
     def state_dict(self) -> dict[str, Any]:
         """The inner one's."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_compress.errors import CompressionError
 from lightning_compress.training.batches import labels_in
 
-__all__ = ["labels_in", "logits_in"]
+__all__ = ["labels_in", "logits_in", "loss_in"]
 
 
 def logits_in(output: object) -> Tensor:
@@ -35,3 +35,24 @@ def logits_in(output: object) -> Tensor:
         f"No logits in an output of type {type(output).__name__}: return a tensor, a tuple that begins with it, or "
         'something with "logits"; or name the submodule that does with student="...".'
     )
+
+
+def loss_in(output: object) -> Tensor | None:
+    """The loss in what a ``training_step`` returns; None where the batch is skipped or optimization is manual.
+
+    Raises:
+        CompressionError: it is not one number.
+
+    >>> import torch
+    >>> loss_in({"loss": torch.tensor(2.0), "labels": None}).item()
+    2.0
+    """
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    if not isinstance(loss, Tensor):
+        return None
+    if loss.numel() != 1:
+        raise CompressionError(
+            f"training_step returns a loss of shape {tuple(loss.shape)}, which is not one number. Return its mean: "
+            "loss.mean()."
+        )
+    return loss

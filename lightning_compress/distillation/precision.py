@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial, wraps
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 LossFunction = TypeVar("LossFunction", bound=Callable[..., Tensor])
 
@@ -49,8 +49,9 @@ def _device(args: tuple[Any, ...]) -> str:
 
 
 def reads(outputs: str) -> Callable[[LossFunction], LossFunction]:
-    """Declare what the last dimension of the two outputs means: ``"classes"`` (the default), ``"pixels"`` (classes
-    stand in dimension 1), ``"labels"`` (independent of each other) or ``"values"``.
+    """Declare what the two outputs are: ``"classes"`` (N, classes), ``"tokens"`` (N, length, classes), ``"pixels"``
+    (N, classes, height, width), ``"labels"`` (independent of each other) or ``"values"``. Of a loss that declares
+    nothing, such as a user's own, any outputs are taken.
     """
 
     def mark(function: LossFunction) -> LossFunction:
@@ -61,16 +62,40 @@ def reads(outputs: str) -> Callable[[LossFunction], LossFunction]:
 
 
 def outputs_of(loss: Callable[..., Tensor]) -> str:
-    """What :func:`reads` declared, of a partial too.
+    """What :func:`reads` declared, of a partial too; ``"any"`` where nothing was.
 
     >>> from lightning_compress.distillation.losses.sigmoid_kd import sigmoid_kd
     >>> outputs_of(partial(sigmoid_kd, temperature=1.0))
     'labels'
     """
+    outputs: str = getattr(_inner(loss), "outputs", "any")
+    return outputs
+
+
+def name_of(loss: Callable[..., Tensor]) -> str:
+    """What errors call it.
+
+    >>> from lightning_compress.distillation.losses.kd import kd
+    >>> name_of(partial(kd, temperature=1.0))
+    'kd'
+    """
+    inner = _inner(loss)
+    return getattr(inner, "__name__", type(inner).__name__)
+
+
+def _inner(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     while isinstance(loss, partial):
         loss = loss.func
-    outputs: str = getattr(loss, "outputs", "classes")
-    return outputs
+    return loss
+
+
+def parameters_of(function: Callable[..., Any]) -> Mapping[str, Parameter]:
+    """Its parameters by name; a module's are those of its ``forward``.
+
+    >>> list(parameters_of(nn.MSELoss()))
+    ['input', 'target']
+    """
+    return signature(function.forward if isinstance(function, nn.Module) else function).parameters
 
 
 def accepted(function: Callable[..., Any], **available: Any) -> dict[str, Any]:
@@ -79,7 +104,7 @@ def accepted(function: Callable[..., Any], **available: Any) -> dict[str, Any]:
     >>> accepted(lambda student, teacher, temperature: 0, temperature=4.0, labels=None)
     {'temperature': 4.0}
     """
-    parameters = signature(function).parameters
+    parameters = parameters_of(function)
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return available
     given = function.keywords if isinstance(function, partial) else {}

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import cos, pi
+from numbers import Real
 from typing import Any, TypeAlias
 
+from lightning_compress.distillation.fields import built
 from lightning_compress.errors import CompressionError
 
 Value: TypeAlias = float | Callable[[float], float]
@@ -55,16 +57,32 @@ def as_value(value: Value | Mapping[str, Any], name: str, *, low: float, high: f
     """A number in range, a function, or a ramp given by its fields.
 
     Raises:
-        CompressionError: a number, or an end of a ramp, outside of [low, high].
+        CompressionError: a number, or an end of a ramp, outside of [low, high]; or what is neither.
 
     >>> as_value({"start": 8.0, "end": 2.0}, "temperature", low=0.01, high=1e6)
     Ramp(start=8.0, end=2.0, begin=0.0, until=1.0, shape='linear')
     """
-    value = Ramp(**value) if isinstance(value, Mapping) else value
+    value = built(Ramp, value) if isinstance(value, Mapping) else value
     numbers = (value.start, value.end) if isinstance(value, Ramp) else () if callable(value) else (value,)
     for number in numbers:
-        if not low <= number <= high:
-            raise CompressionError(f"{name}={number:g} is outside of [{low:g}, {high:g}].")
+        in_range(number, name, low=low, high=high)
+    return value
+
+
+def in_range(number: Any, name: str, *, low: float, high: float) -> float:
+    """The number itself.
+
+    Raises:
+        CompressionError: it is none, or outside of [low, high].
+
+    >>> in_range(0.5, "alpha", low=0.0, high=1.0)
+    0.5
+    """
+    if not isinstance(number, Real):
+        raise CompressionError(f"{name}={number!r} is no number.")
+    value = float(number)
+    if not low <= value <= high:
+        raise CompressionError(f"{name}={value:g} is outside of [{low:g}, {high:g}].")
     return value
 
 

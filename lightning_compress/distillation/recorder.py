@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_compress.distillation.dependence import depends
 from lightning_compress.distillation.outputs import logits_in
 from lightning_compress.errors import CompressionError, did_you_mean
 from lightning_compress.surgery import TracingInput
@@ -41,6 +42,11 @@ class Call:
     def logits(self) -> Tensor:
         """The logits in the output."""
         return logits_in(self.output)
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """All arguments."""
+        return (*self.args, *self.kwargs.values())
 
     @property
     def tracing(self) -> TracingInput:
@@ -127,9 +133,13 @@ class Recorder:
         self.active = False
         return self.take()
 
-    def take(self) -> list[Call]:
-        """What was recorded since the last time."""
+    def take(self, loss: Tensor | None = None) -> list[Call]:
+        """What was recorded since the last time; with a loss, the calls that it was computed from: others wait."""
         calls, self._calls = self._calls, []
+        if loss is not None and calls:
+            used = depends(loss, [call.output for call in calls])
+            self._calls = [call for call, is_used in zip(calls, used, strict=True) if not is_used]
+            calls = [call for call, is_used in zip(calls, used, strict=True) if is_used]
         return calls
 
     def enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:

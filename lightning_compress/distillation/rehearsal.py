@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.distillation.adapters import channels_of
-from lightning_compress.distillation.outputs import logits_in
+from lightning_compress.distillation.outputs import logits_in, loss_in
 from lightning_compress.distillation.recorder import Call, Recorder, find_part, the_one_student
 from lightning_compress.distillation.taps import Source
 from lightning_compress.errors import CompressionError
@@ -61,16 +61,43 @@ def rehearse(
     return call, sources.found
 
 
-def training_step_of(trainer: L.Trainer, batch: Any) -> Callable[[nn.Module], None]:
-    """A training step of a copy that logs nothing and steps no optimizer, whatever LightningModules it is made of."""
+def calls_in(trainer: L.Trainer, module: L.LightningModule, student: str, name: str) -> Callable[[Any], list[Call]]:
+    """A function from a batch to the calls of the student that a step makes with it, on a copy in evaluation mode.
+
+    Args:
+        trainer: that fits ``module``.
+        module: the LightningModule.
+        student: name of the student in it.
+        name: of the step, "training_step" or "validation_step".
+    """
+    duplicate = private_copy(module)
+    recorder = Recorder(duplicate, student)
+    recorder.attach()
+
+    def calls(batch: Any) -> list[Call]:
+        with isolated_random_states(), evaluation_mode(duplicate), recorder.recording(), torch.enable_grad():
+            training_step_of(trainer, batch, name)(duplicate)
+        return recorder.take()
+
+    return calls
+
+
+def training_step_of(trainer: L.Trainer, batch: Any, name: str = "training_step") -> Callable[[nn.Module], None]:
+    """A step of a copy that logs nothing and steps no optimizer, whatever LightningModules it is made of.
+
+    Raises:
+        CompressionError: by that step, where its loss is not one number.
+    """
     batch = TracingInput("", (batch,), {}).map(torch.clone).args[0]  # a step may work in place
 
     def step(duplicate: nn.Module) -> None:
         for part in duplicate.modules():
             if isinstance(part, L.LightningModule) and part is not duplicate:
-                for name in _SPEAKS_TO_TRAINER:
-                    part.__dict__[name] = _Same(duplicate, name)
-        private.rehearse_training_step(duplicate, trainer, batch)
+                for method in _SPEAKS_TO_TRAINER:
+                    part.__dict__[method] = _Same(duplicate, method)
+        output = private.rehearse_training_step(duplicate, trainer, batch, name)
+        if name == "training_step":
+            loss_in(output)
 
     return step
 

@@ -10,16 +10,19 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
-from lightning_compress.distillation.engine import Engine, among_known, labels_among_known
+from lightning_compress.distillation.engine import Engine
 from lightning_compress.distillation.fidelity import Fidelity
-from lightning_compress.distillation.indexed import unwrap
-from lightning_compress.distillation.outputs import labels_in
+from lightning_compress.distillation.indexed import TRANSFER_HOOKS, beside_rows, unwrap
+from lightning_compress.distillation.outputs import labels_in, loss_in
 from lightning_compress.distillation.recorder import Ask, Call, Recorder
 from lightning_compress.distillation.step_hook import unwrap_step, wrap_step
 from lightning_compress.distillation.transfer import TransferSet
 from lightning_compress.errors import CompressionError
+from lightning_compress.random_states import isolated_random_states
+from lightning_compress.surgery import evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,15 @@ class DistilledSteps:
         """Stand around the module's own steps from here on."""
         wrap_step(self._module, "training_step", self._training_step)
         wrap_step(self._module, "validation_step", self._validation_step)
+        for name in TRANSFER_HOOKS:
+            if is_overridden(name, self._module):
+                wrap_step(self._module, name, beside_rows)
         for part in self._manually_optimized():
             wrap_step(part, "manual_backward", self._manual_backward)
 
     def unwrap(self) -> None:
         """Leave no trace."""
-        for name in ("training_step", "validation_step"):
+        for name in ("training_step", "validation_step", *TRANSFER_HOOKS):
             unwrap_step(self._module, name)
         for part in self._manually_optimized():
             unwrap_step(part, "manual_backward")
@@ -95,8 +101,15 @@ class DistilledSteps:
             self._recorder.detach()
 
     def observe(self, student: str, taps: Sequence[str]) -> None:
-        """Record the calls of ``student`` and the outputs of the tapped modules."""
-        self._student, self._recorder = student, Recorder(self._module, student, taps)
+        """Record the calls of ``student`` and the outputs of the tapped modules.
+
+        Raises:
+            CompressionError: the student cannot take the transfer set's samples.
+        """
+        self._student = student
+        if self._transfer is not None:
+            self._try_transfer(self._transfer)
+        self._recorder = Recorder(self._module, student, taps)
         self._recorder.attach()
 
     def take_mean(self) -> float | None:
@@ -113,43 +126,44 @@ class DistilledSteps:
         before = self._count
         with self._recording(self._ask if self._transfer is None else None) as recorder:
             output = own(sample, *args, **kwargs)
-        calls = recorder.take()
         if not self._module.automatic_optimization:
+            recorder.take()
             if self._count == before:
                 self._refuse_step()
             return output
-        if output is None:
-            return None
-        if isinstance(output, Mapping):
-            return {**output, "loss": self._mix(output["loss"], calls)}
-        return self._mix(output, calls)
+        loss = loss_in(output)
+        if loss is None:
+            return output
+        used, others = recorder.take(loss), recorder.take()
+        mixed = self._mix(loss, used or others)
+        return {**output, "loss": mixed} if isinstance(output, Mapping) else mixed
 
     def _manual_backward(self, own: Callable[..., Any], loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        if self._recorder is not None and self._recorder.active:
-            calls = self._recorder.take()
-            if any(call.trains for call in calls):
-                loss = self._mix(loss, calls)
-        if self._recorder is None:
+        recorder = self._recorder
+        if recorder is None:
             own(loss, *args, **kwargs)
             return
-        active, self._recorder.active = self._recorder.active, False  # a checkpointed forward runs again in here
+        if recorder.active:
+            # the discriminator's loss is not the generator's: that call waits for its own
+            calls = [call for call in recorder.take(loss) if call.trains]
+            if calls:
+                loss = self._mix(loss, calls)
+        active, recorder.active = recorder.active, False  # a checkpointed forward runs again in here
         try:
             own(loss, *args, **kwargs)
         finally:
-            self._recorder.active = active
+            recorder.active = active
 
     def _validation_step(self, own: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
+        sample, _ = unwrap(batch)
         if self.fidelity is None:
-            return own(batch, *args, **kwargs)
+            return own(sample, *args, **kwargs)
         with self._recording() as recorder:
-            output = own(batch, *args, **kwargs)
-        bank = self._engine.bank
+            output = own(sample, *args, **kwargs)
+        labels = labels_in(sample)
         with torch.no_grad():
             for call in recorder.take():
-                teacher = bank.pooled(bank.ask(call.args, call.kwargs), 1.0)
-                if teacher.dim() == 2:
-                    labels = labels_among_known(labels_in(batch), teacher)
-                    self.fidelity.update(*among_known(call.logits, teacher), labels)
+                self._engine.measure(call, labels, self.fidelity)
         return output
 
     # -- the loss -----------------------------------------------------------------------------------------------------
@@ -170,14 +184,30 @@ class DistilledSteps:
 
     def _transferred(self, transfer: TransferSet) -> list[Call]:
         """Calls of the student with the transfer set's inputs of this step."""
-        trainer, recorder = self._trainer, self._recorder
+        recorder = self._recorder
         assert recorder is not None
-        inputs = transfer.batch(self.moment.step, trainer.global_rank, trainer.world_size).to(self._module.device)
         amid_step = recorder.active
         with recorder.recording(self._ask):
-            self._module.get_submodule(self._student)(trainer.precision_plugin.convert_input(inputs))
+            self._module.get_submodule(self._student)(self._inputs_of(transfer))
         recorder.active = amid_step
         return recorder.take()
+
+    def _inputs_of(self, transfer: TransferSet) -> Tensor:
+        trainer = self._trainer
+        inputs = transfer.batch(self.moment.step, trainer.global_rank, trainer.world_size).to(self._module.device)
+        converted: Tensor = trainer.precision_plugin.convert_input(inputs)
+        return converted
+
+    def _try_transfer(self, transfer: TransferSet) -> None:
+        with isolated_random_states(), evaluation_mode(self._module), torch.no_grad():
+            inputs = self._inputs_of(transfer)
+            try:
+                self._module.get_submodule(self._student)(inputs)
+            except Exception as error:
+                raise CompressionError(
+                    f"The student {self._student!r} cannot take the transfer set's samples, {tuple(inputs.shape)} of "
+                    f"{inputs.dtype}: {error} They must be what the training step gives it."
+                ) from error
 
     def _recording(self, ask: Ask | None = None) -> AbstractContextManager[Recorder]:
         assert self._recorder is not None
@@ -192,7 +222,8 @@ class DistilledSteps:
     def _refuse_step(self) -> None:
         raise CompressionError(
             f"This training_step ran no forward of {self._student!r} with gradients before its loss, so nothing would "
-            "be distilled. Call the network in the step, and in manual optimization use self.manual_backward(loss)."
+            "be distilled. Call the network in the step, and in manual optimization give a loss of its output to "
+            "self.manual_backward(loss)."
         )
 
     def _manually_optimized(self) -> list[L.LightningModule]:

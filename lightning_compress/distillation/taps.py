@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.distillation.adapters import Adapter, Fusion, Shape, adapter_of, channels_of
+from lightning_compress.distillation.fields import built
 from lightning_compress.errors import CompressionError
 from lightning_compress.random_states import isolated_random_states
 from lightning_compress.registry import resolve
@@ -68,13 +69,21 @@ class Tap:
         return resolve(self.loss, FEATURES)
 
 
-def as_taps(taps: Sequence[Tap | Mapping[str, Any]]) -> tuple[Tap, ...]:
-    """Taps given as such or as mappings of their fields.
+def as_taps(taps: Sequence[Tap | Mapping[str, Any]] | Tap | Mapping[str, Any]) -> tuple[Tap, ...]:
+    """One tap or several, given as such or as mappings of their fields.
+
+    Raises:
+        CompressionError: something else, or an unknown field.
 
     >>> as_taps([{"student": "fc1", "loss": "pkt"}])[0].loss
     'pkt'
     """
-    return tuple(tap if isinstance(tap, Tap) else Tap(**tap) for tap in taps)
+    found = []
+    for tap in [taps] if isinstance(taps, Tap | Mapping | str) else taps:
+        if not isinstance(tap, Tap | Mapping):
+            raise CompressionError(f"taps: {tap!r} is no Tap. Name both layers: taps=[Tap(student=..., teacher=...)].")
+        found.append(tap if isinstance(tap, Tap) else built(Tap, tap))
+    return tuple(found)
 
 
 class TapSet(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
+from lightning_compress.distillation.bound_method import BoundMethod, behind
+from lightning_compress.distillation.class_map import class_map
 from lightning_compress.distillation.fingerprint import fingerprint
 from lightning_compress.distillation.outputs import logits_in
 from lightning_compress.errors import CompressionError
@@ -31,10 +34,14 @@ class Teacher:
     Args:
         source: a module; the path of a Lightning checkpoint (also of a compressed network) or of a ``.lcz`` file; a
             model with ``predict_proba`` (its ``classes_`` are the class map); or any function of the student's inputs.
+            A method of a module is treated as the module. What a function calls inside is not looked into: it runs
+            without gradients, but its networks keep the modes that they have (call ``eval()`` yourself) and nothing
+            checks that they stay as they are.
         module: class of a checkpoint's LightningModule; None takes the student's.
         into: a network of the class that is in a ``.lcz`` file, which names none itself; it becomes the teacher.
-        classes: the student's class for each of the teacher's outputs, -1 where the student has none; None where both
-            have the same classes.
+        classes: the student's class for each of the teacher's outputs, -1 where the student has none; for a model with
+            named ``classes_`` a mapping of those names, in which the student's classes alone need to be; None where
+            both have the same classes.
         gives: ``"logits"`` or ``"probabilities"``.
         weight: its weight in an ensemble.
         device: where it runs; None is where the student is.
@@ -57,30 +64,28 @@ class Teacher:
         *,
         module: type[L.LightningModule] | None = None,
         into: nn.Module | None = None,
-        classes: Sequence[int] | None = None,
+        classes: Sequence[int] | Mapping[Any, int] | None = None,
         gives: str | None = None,
         weight: float = 1.0,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         fold: bool = False,
     ) -> None:
-        estimator = hasattr(source, "predict_proba")
+        source, estimator = behind(source), hasattr(source, "predict_proba")
         if not (isinstance(source, nn.Module | str | Path) or callable(source) or estimator):
-            raise CompressionError(f"A {type(source).__name__} is no teacher: pass a module, a path or a callable.")
+            raise CompressionError(
+                f"A {type(source).__name__} is no teacher: pass a module, a path, a model with predict_proba or a "
+                "callable."
+            )
         if gives not in (None, *GIVES):
             raise CompressionError(f"Teacher(gives={gives!r}): a teacher gives one of {', '.join(GIVES)}.")
-        if weight <= 0:
+        if not 0 < weight < inf:
             raise CompressionError(f"Teacher(weight={weight}): a weight is above 0; leave the teacher out instead.")
-        if classes is None and hasattr(source, "classes_") and _whole(source.classes_):
-            classes = [int(label) for label in source.classes_]
-        known = [label for label in classes or () if label >= 0]
-        if len(set(known)) < len(known):
-            raise CompressionError(f"Teacher(classes={list(classes or ())}): two outputs mean the same class.")
-        self.source, self.module, self.classes, self.weight = source, module, classes, weight
+        self.source, self.module, self.weight = source, module, weight
+        self.classes = class_map(classes, source)
         self.into = into
         self.gives = gives or ("probabilities" if estimator else "logits")
-        self.device = None if device is None else torch.device(device)
-        self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        self.device, self.dtype = _device(device), _dtype(dtype)
         self.fold = fold
         self._network: nn.Module | Callable[..., Any] | None = None
         self._running: nn.Module | None = None
@@ -93,6 +98,8 @@ class Teacher:
     def name(self) -> str:
         """What errors and reports call it."""
         source = self.source
+        if isinstance(source, BoundMethod):
+            return f"{type(source.module).__name__}.{source.method}"
         return str(source) if isinstance(source, str | Path) else getattr(source, "__name__", type(source).__name__)
 
     @property
@@ -151,7 +158,8 @@ class Teacher:
     def treatment(self) -> str:
         """What else its answers depend on."""
         network = self.network
-        kind = type(network).__qualname__ if isinstance(network, nn.Module) else self.name
+        module = isinstance(network, nn.Module) and not isinstance(network, BoundMethod)
+        kind = type(network).__qualname__ if module else self.name
         return f"{kind}/{self.gives}/{self.dtype}/{'folded' if self.fold else 'as it is'}"
 
     def prepare(self, device: torch.device, call: TracingInput) -> None:
@@ -167,7 +175,7 @@ class Teacher:
         network = _callable_part(network, call.module, self.name)
         moves = any(tensor.device != device for tensor in network.parameters())
         if moves or self.dtype is not None or self.fold:
-            network = private_copy(network).to(device)
+            network = self._on(device, private_copy(network))
             for parameter in network.parameters():
                 parameter.requires_grad_(False)
             with evaluation_mode(network):
@@ -176,13 +184,22 @@ class Teacher:
             network = network.to(self.dtype) if self.dtype is not None else network
         self._running = network
 
+    def _on(self, device: torch.device, network: nn.Module) -> nn.Module:
+        try:
+            return network.to(device)
+        except Exception as error:
+            raise CompressionError(
+                f"The teacher {self.name} cannot be put on {device}: {error} Leave device= out: it runs where the "
+                "student is."
+            ) from error
+
     @torch.no_grad()
     def ask(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """Its logits for the student's arguments, in single precision or more, where the student is."""
         if self.in_place:
             copied = TracingInput("", args, dict(kwargs)).map(torch.clone)
             args, kwargs = copied.args, copied.kwargs
-        first = next((value for value in args if isinstance(value, Tensor)), None)
+        first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
         network = self.running if isinstance(self.network, nn.Module) else self.network
         if hasattr(network, "predict_proba"):
             output: object = _ask_estimator(network, first)
@@ -241,12 +258,22 @@ def _callable_part(network: nn.Module, student: str, name: str) -> nn.Module:
 
 def _ask_estimator(model: Any, inputs: Tensor | None) -> Tensor:
     if inputs is None:
-        raise CompressionError("A model with predict_proba needs a tensor as the student's first argument.")
+        raise CompressionError("A model with predict_proba needs a tensor among the student's arguments.")
     probabilities = model.predict_proba(inputs.detach().flatten(1).float().cpu().numpy())
     return torch.as_tensor(probabilities, dtype=torch.float32)
 
 
-def _whole(labels: Any) -> bool:
-    return all(float(label).is_integer() for label in labels if not isinstance(label, str)) and not any(
-        isinstance(label, str) for label in labels
-    )
+def _device(device: str | torch.device | None) -> torch.device | None:
+    try:
+        return None if device is None else torch.device(device)
+    except RuntimeError as error:
+        raise CompressionError(f'Teacher(device={device!r}): no device; such as "cpu" or "cuda:0".') from error
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise CompressionError(
+            f'Teacher(dtype={dtype!r}): a floating-point type of torch, "bfloat16", "float16", "float32" or "float64".'
+        )
+    return found

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
+from lightning_compress.distillation.indexed import unwrap
 from lightning_compress.errors import CompressionError
+from lightning_compress.random_states import isolated_random_states
 
 
 class TransferSet:
@@ -17,14 +20,14 @@ class TransferSet:
     The batch of a step is a function of the step's number alone, so a resumed fit sees the same ones.
 
     Args:
-        inputs: a tensor (samples, ...) or a map-style dataset; of tuples the first entry counts.
+        inputs: a tensor (samples, ...) or a map-style dataset of tensors or arrays; of tuples the first entry counts.
         batch_size: samples in a step.
         mixup: parameter of the Beta distribution of convex combinations of two samples each (Zhang et al., "mixup",
             ICLR 2018, arXiv:1710.09412); 0 leaves the samples as they are.
         seed: of the order and the combinations.
 
     Raises:
-        CompressionError: an empty set, or an argument out of its range.
+        CompressionError: an empty set, samples that are no tensors, or an argument out of its range.
 
     >>> TransferSet(torch.zeros(10, 3), batch_size=4).batch(0).shape
     torch.Size([4, 3])
@@ -35,12 +38,15 @@ class TransferSet:
     ) -> None:
         if not hasattr(inputs, "__len__") or len(inputs) == 0:
             raise CompressionError("The transfer set is empty: it needs samples, and a length.")
+        if isinstance(inputs, DataLoader):
+            raise CompressionError("TransferSet draws its own batches: pass the dataset, loader.dataset.")
         if batch_size < 1 or mixup < 0:
             raise CompressionError(f"TransferSet(batch_size={batch_size}, mixup={mixup}): at least 1, and at least 0.")
         self._inputs: Any = inputs.tensors[0] if isinstance(inputs, TensorDataset) else inputs
-        self._length = len(inputs)
+        self._length = len(self._inputs)
         self._size, self._mixup, self._seed = min(batch_size, self._length), mixup, seed
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+        self._check_samples()
 
     def batch(self, step: int, process: int = 0, processes: int = 1) -> Tensor:
         """The inputs of a step; each process has its own."""
@@ -50,13 +56,30 @@ class TransferSet:
         inputs = self._get(places)
         return self._mixed(inputs, number) if self._mixup else inputs
 
+    def _check_samples(self) -> None:
+        with isolated_random_states():
+            sample = self._sample(0)
+        if not isinstance(sample, Tensor | np.ndarray):
+            raise CompressionError(
+                f"TransferSet: sample 0 is of type {type(sample).__name__}. The student gets one tensor of inputs: let "
+                "the dataset return tensors, or tuples that begin with one."
+            )
+        if self._mixup and not torch.as_tensor(sample).is_floating_point():
+            raise CompressionError(
+                f"TransferSet(mixup={self._mixup}): samples of type {sample.dtype} have nothing between them. Leave "
+                "mixup out."
+            )
+
     def _get(self, places: Tensor) -> Tensor:
         if isinstance(self._inputs, Tensor):
             found: Tensor = self._inputs[places]
             return found
-        samples = [self._inputs[int(place)] for place in places]
-        inputs: Tensor = default_collate([one[0] if isinstance(one, tuple | list) else one for one in samples])
+        inputs: Tensor = default_collate([self._sample(int(place)) for place in places])
         return inputs
+
+    def _sample(self, number: int) -> Any:
+        sample, _ = unwrap(self._inputs[number])
+        return sample[0] if isinstance(sample, tuple | list) else sample
 
     def _permutation(self, number: int) -> Tensor:
         if self._order[0] != number:

@@ -68,6 +68,20 @@ class Rich(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": "val_acc"}}
 
 
+class Bare(L.LightningModule):
+    """A training step and nothing else, for outputs of any shape."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def training_step(self, batch, batch_idx):
+        return self.network(batch[0]).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
 class Manual(L.LightningModule):
     """Manual optimization with two optimizers."""
 

@@ -3,9 +3,10 @@
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, softmax
 
-from lightning_compress.distillation.precision import full_precision
+from lightning_compress.distillation.precision import full_precision, reads
 
 
+@reads("classes")
 @full_precision
 def dist(
     student: Tensor, teacher: Tensor, temperature: float = 4.0, *, between: float = 1.0, within: float = 1.0

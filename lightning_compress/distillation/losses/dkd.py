@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax, logsigmoid, one_hot
 
-from lightning_compress.distillation.precision import full_precision
+from lightning_compress.distillation.precision import full_precision, reads
 
 
+@reads("classes")
 @full_precision
 def dkd(
     student: Tensor,

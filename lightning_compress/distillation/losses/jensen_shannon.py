@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from lightning_compress.distillation.precision import full_precision
+from lightning_compress.distillation.precision import full_precision, reads
 
 
+@reads("classes")
 @full_precision
 def jensen_shannon(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
     """T^2 times the Jensen-Shannon divergence of the softened distributions; at T = 1 at most log 2.

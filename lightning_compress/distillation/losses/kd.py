@@ -3,9 +3,10 @@
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from lightning_compress.distillation.precision import full_precision
+from lightning_compress.distillation.precision import full_precision, reads
 
 
+@reads("classes")
 @full_precision
 def kd(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
     """T^2 times the divergence KL(teacher || student) of the softened distributions.
@@ -24,4 +25,4 @@ def kd(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
     """
     expected = log_softmax(teacher / temperature, dim=-1)
     found = log_softmax(student / temperature, dim=-1)
-    return kl_div(found, expected, reduction="batchmean", log_target=True) * temperature**2
+    return kl_div(found, expected, reduction="sum", log_target=True) * (temperature**2 / max(len(student), 1))

@@ -2,9 +2,10 @@
 
 from torch import Tensor
 
-from lightning_compress.distillation.precision import full_precision
+from lightning_compress.distillation.precision import full_precision, reads
 
 
+@reads("classes")
 @full_precision
 def logit_mse(student: Tensor, teacher: Tensor) -> Tensor:
     """Half the squared difference of the logits, averaged over classes: the limit of soft targets at high temperature.

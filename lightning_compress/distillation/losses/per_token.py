@@ -3,9 +3,10 @@
 from torch import Tensor
 
 from lightning_compress.distillation.losses.kd import kd
-from lightning_compress.distillation.precision import full_precision
+from lightning_compress.distillation.precision import full_precision, reads
 
 
+@reads("tokens")
 @full_precision
 def per_token(
     student: Tensor,

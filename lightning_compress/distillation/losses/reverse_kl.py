@@ -3,9 +3,10 @@
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from lightning_compress.distillation.precision import full_precision
+from lightning_compress.distillation.precision import full_precision, reads
 
 
+@reads("classes")
 @full_precision
 def reverse_kl(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
     """T^2 KL(student || teacher): the student seeks the teacher's main modes instead of covering all of them.

@@ -3,9 +3,10 @@
 from torch import Tensor
 
 from lightning_compress.distillation.losses.kd import kd
-from lightning_compress.distillation.precision import full_precision
+from lightning_compress.distillation.precision import full_precision, reads
 
 
+@reads("classes")
 @full_precision
 def standardized(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
     """Soft targets after each sample's logits are brought to mean 0 and deviation 1: a small network need not reach
