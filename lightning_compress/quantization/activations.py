@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from lightning_compress.quantization.grid import SMALLEST_SCALE, Grid, fake_quantize, learned_fake_quantize
 from lightning_compress.quantization.observation import MOMENTUM, Observation, Observer, observed_range, wants_histogram
@@ -14,6 +15,8 @@ from lightning_compress.quantization.observers.moving_average import moving_aver
 from lightning_compress.quantization.observers.mse import mse
 from lightning_compress.quantization.quantizer import Quantizer, mean_over_processes
 
+_READ = {nn.MultiheadAttention: ("query", "key", "value"), nn.Bilinear: ("input1", "input2")}
+_SEVERAL = tuple(_READ)
 _ON = torch.ones(1, dtype=torch.long)
 
 
@@ -53,10 +56,10 @@ class ObservedActivation(Quantizer):
 
     def _observing(self, value: Tensor) -> Tensor:
         grid = self.grid
-        fused = self.averages and not grid.symmetric and value.dtype is torch.float32
+        fused = self.averages and not grid.symmetric and value.dtype is torch.float32 and value.device.type != "cpu"
         if fused and not torch.compiler.is_compiling():
             self.ready = True
-            on = _ON if value.device.type == "cpu" else _ON.to(value.device)
+            on = _ON.to(value.device)
             return torch.fused_moving_avg_obs_fake_quant(
                 value, on, on, self.low, self.high, self.scale, self.zero_point, MOMENTUM, grid.low, grid.high, -1
             )
@@ -80,11 +83,13 @@ class ObservedActivation(Quantizer):
         self.ready = True
 
     def settle(self) -> None:
-        """Let the observer say the range, of what it has seen so far."""
+        """Let the observer say the range, of what it has seen so far; NaN where that was not finite."""
         if not self.averages and self.seen.count:
-            low, high = self.observer(self.seen, self.grid)
+            low = high = self.low * float("nan")
+            if self.seen.is_finite:
+                low, high = self.observer(self.seen, self.grid)
             self.low, self.high = low.reshape(()).clone(), high.reshape(()).clone()
-        if bool(torch.isfinite(self.low)):
+        if not bool(torch.isinf(self.low)):
             self._set_scale()
 
     def _set_scale(self) -> None:
@@ -154,6 +159,9 @@ class FixedActivation(ObservedActivation):
 
     def _observing(self, value: Tensor) -> Tensor:
         if not self.ready:
+            (largest,) = mean_over_processes(value.detach().abs().amax())
+            if not bool(largest > 0):
+                return value
             self.observe(value)
             super().all_reduce()
         return fake_quantize(value, self.scale, self.zero_point, self.grid)
@@ -164,6 +172,8 @@ class FixedActivation(ObservedActivation):
 
 class LearnedActivation(ObservedActivation):
     """LSQ's learned scale, with a fixed zero point: 0 where nothing negative was seen first, else the middle.
+
+    It begins with the first batch in training that is not all zeros, and again when the bits change.
 
     LSQ+ learns the zero point too, and begins at the range with the smallest squared error on the first batch.
     """
@@ -188,10 +198,10 @@ class LearnedActivation(ObservedActivation):
         """The tensor, rounded."""
         if not self.enabled or not value.is_floating_point() or value.numel() == 0:
             return value
-        if not self.ready:
-            if not training:
-                return value
+        if not self.ready and training:
             self._begin(value)
+        if not self.ready:
+            return value
         if self.scale.device != value.device:
             self.to(value.device)
         if self.frozen:
@@ -204,15 +214,17 @@ class LearnedActivation(ObservedActivation):
     def _begin(self, value: Tensor) -> None:
         value = value.detach().float()
         low, high = torch.aminmax(value)
+        largest = torch.maximum(high, -low)
+        size, largest, negative = mean_over_processes(value.abs().mean(), largest, (low < 0).float())
+        if not bool(largest > 0):
+            return
         if self.plus:
             low, high = (end.view(()) for end in observed_range(mse, value.reshape(1, -1), self.grid))
             low, high = mean_over_processes(low, high)
             scale, zero_point = self.grid.parameters(low, high)
         else:
-            largest = torch.maximum(high, -low)
-            size, largest, negative = mean_over_processes(value.abs().mean(), largest, (low < 0).float())
             signed = bool(negative > 0)
-            levels = self.grid.high // 2 if signed else self.grid.high
+            levels = self.grid.high // 2 if signed and not self.grid.symmetric else self.grid.high
             scale = torch.minimum(2 * size / levels**0.5, largest / levels).clamp(min=SMALLEST_SCALE)
             zero_point = torch.tensor(float(2 ** (self.grid.bits - 1) if signed and not self.grid.symmetric else 0))
         self.scale.data = scale.view(1).to(value.device)
@@ -221,9 +233,8 @@ class LearnedActivation(ObservedActivation):
         self.ready = True
 
     def keep_in_range(self) -> None:
-        """The scale above 0, the zero point on the grid."""
+        """The zero point on the grid."""
         with torch.no_grad():
-            self.scale.clamp_(min=SMALLEST_SCALE)
             if self.plus:
                 self.zero.clamp_(self.grid.low, self.grid.high)
                 self.zero_point = self.zero.detach().round().to(torch.int32)
@@ -235,13 +246,8 @@ class LearnedActivation(ObservedActivation):
         """Nothing: the scale is learned."""
 
     def set_grid(self, grid: Grid) -> None:
-        """Fewer levels need a coarser step, as at the beginning."""
-        if self.ready and grid != self.grid:
-            ratio = self.grid.high / grid.high
-            with torch.no_grad():
-                self.scale *= ratio if self.plus else ratio**0.5
-                self.zero.copy_((self.zero / ratio).round() if not self.plus else self.zero / ratio)
-                self.zero_point = self.zero.detach().round().to(torch.int32)
+        """The next batch in training finds a scale to begin with."""
+        self.ready = self.ready and grid == self.grid
         self.grid = grid
 
     def state_dict(self) -> dict[str, Any]:
@@ -258,17 +264,17 @@ class ClippedActivation(LearnedActivation):
         """The tensor, rounded; here ``scale`` holds alpha divided by the number of levels."""
         if not self.enabled or not value.is_floating_point() or value.numel() == 0:
             return value
-        if not self.ready:
-            if not training:
-                return value
+        if not self.ready and training:
             self._begin(value)
+        if not self.ready:
+            return value
         if self.scale.device != value.device:
             self.to(value.device)
         grid, zero_point = self.grid, self.zero.detach().to(torch.int32)
         highest = grid.high - self.zero.detach()
         if not self.frozen:
-            value = torch.minimum(value, self.scale * highest)
-            value = torch.maximum(value, self.scale * (grid.low - self.zero.detach()))
+            value = torch.minimum(value, (self.scale * highest).to(value.dtype))
+            value = torch.maximum(value, (self.scale * (grid.low - self.zero.detach())).to(value.dtype))
         return fake_quantize(value, self.scale.detach(), zero_point, grid)
 
     @torch.no_grad()
@@ -277,9 +283,11 @@ class ClippedActivation(LearnedActivation):
         low, high = mean_over_processes(low, high)
         signed = bool(low < 0) and not self.grid.symmetric
         zero = 2.0 ** (self.grid.bits - 1) if signed else 0.0
-        bound = torch.maximum(high, -low) if bool(low < 0) else high
+        bound = torch.maximum(high, -low)
+        if not bool(bound > 0):
+            return
         self.scale.data = (bound / (self.grid.high - zero)).clamp(min=SMALLEST_SCALE).view(1)
-        self.zero.data = torch.full((1,), zero, device=value.device)
+        self.zero.data = torch.full((1,), zero, dtype=torch.float32, device=value.device)
         self.zero_point = self.zero.detach().to(torch.int32)
         self.ready = True
 
@@ -320,12 +328,12 @@ class InputHook:
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Round the first tensor; of attention query, key and value."""
+        """Round the first tensor; of attention query, key and value, of a bilinear layer both."""
         quantizer = self.quantizer
         if quantizer is None or not quantizer.enabled:
             return args, kwargs
         rounded = quantizer.shared_result if quantizer.shared > 1 else quantizer
-        if not args or isinstance(module, nn.MultiheadAttention):
+        if not args or not isinstance(args[0], Tensor) or isinstance(module, _SEVERAL):
             return self._several(quantizer, module, args, kwargs)
         first: Tensor = rounded(args[0], module.training)
         return (first, *args[1:]), kwargs
@@ -335,10 +343,12 @@ class InputHook:
         quantizer: ObservedActivation, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Several inputs, or inputs by name; the same tensor stays the same tensor."""
-        names = ("query", "key", "value") if isinstance(module, nn.MultiheadAttention) else ("input",)
+        names = next((names for kind, names in _READ.items() if isinstance(module, kind)), ("input",))
         done: dict[int, Tensor] = {}
 
         def once(value: Any) -> Any:
+            if isinstance(value, PackedSequence):
+                return PackedSequence(once(value.data), *value[1:])
             if not isinstance(value, Tensor):
                 return value
             if id(value) not in done:

@@ -92,7 +92,7 @@ class BinaryConnect(ShadowCallback):
                         f"convolution layers. Leave it out: exclude=({path!r},)."
                     )
                 hook = partial(_binary_input, path=path, scaled=self._activations == "xnor")
-                self._inputs.append(layer.register_forward_pre_hook(hook))
+                self._inputs.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
 
     def release(self) -> None:
         """Take everything off."""
@@ -110,11 +110,14 @@ class BinaryConnect(ShadowCallback):
                 transform.clip_(named[name])
 
 
-def _binary_input(layer: nn.Module, inputs: tuple[Any, ...], *, path: str, scaled: bool) -> tuple[Any, ...]:
-    first: Tensor = inputs[0]
+def _binary_input(
+    layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], *, path: str, scaled: bool
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    first: Tensor = inputs[0] if inputs else named["input"]
     if torch.is_grad_enabled() and not bool((first < 0).any()):
         raise CompressionError(
             f"{path!r} reads no negative value, so the sign of what it reads says nothing. Put BatchNorm before it "
             f"instead of ReLU, or leave it out: exclude=({path!r},)."
         )
-    return (binarize_activations(first, scaled=scaled), *inputs[1:])
+    seen = binarize_activations(first, scaled=scaled)
+    return ((seen, *inputs[1:]), named) if inputs else ((), {**named, "input": seen})

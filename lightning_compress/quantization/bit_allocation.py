@@ -12,6 +12,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.quantization.sensitivity import Sensitivity
+from lightning_compress.values import is_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,6 +78,9 @@ def allocate_bits(found: Sensitivity, *, mean_bits: float | None = None, size: f
     """
     if (mean_bits is None) == (size is None):
         raise CompressionError("Give one budget: mean_bits= or size= (bytes).")
+    given = size if mean_bits is None else mean_bits
+    if not is_number(given):
+        raise CompressionError(f"The budget {given!r} is no number: bits a weight, or bytes of all weights.")
     total = sum(found.sizes.values())
     budget = mean_bits * total if mean_bits is not None else 8 * (size or 0)
     choices = [(layer, bits) for layer, costs in found.costs.items() for bits in costs]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from lightning_compress.errors import CompressionError, did_you_mean
+from lightning_compress.quantization.batches import batches_of
 from lightning_compress.quantization.dataflow import trace_dataflow
 from lightning_compress.quantization.equalization import equalize_
 from lightning_compress.quantization.network import FakeQuantization
@@ -47,7 +49,8 @@ def calibrate(
         data: batches of what ``forward`` takes, on the module's device; a few hundred samples are enough.
         weight_bits: 2 to 8; None leaves weights alone. {pattern: bits} gives each layer its own.
         activation_bits: likewise.
-        rounding: "nearest"; "adaround" and "gptq" round so that outputs change least, from second moments.
+        rounding: "nearest"; "adaround" and "gptq" round so that outputs change least, from second moments (Linear and
+            ungrouped convolutions; other layers go to the nearest).
         correct_bias: let biases make up for the mean shift that rounding causes (Nagel et al., ICCV 2019).
         equalize: fold BatchNorms and give neighbouring layers ranges of the same size first. Changes Parameters, not
             outputs.
@@ -70,12 +73,16 @@ def calibrate(
     True
     >>> quantization.detach()
     """
-    run, batches = forward or call_with_batch, list(data)
+    run, batches = forward or call_with_batch, batches_of(data, "calibrate on")
     if rounding not in _ROUNDINGS:
-        raise CompressionError(f"rounding={rounding!r} is unknown. {did_you_mean(rounding, _ROUNDINGS)}")
-    if not batches:
-        raise CompressionError("There is no data to calibrate on: data= is empty.")
+        raise CompressionError(f"rounding={rounding!r} is unknown. {did_you_mean(str(rounding), _ROUNDINGS)}")
+    for key in settings:
+        if key not in (known := {field.name for field in fields(Settings)}):
+            raise CompressionError(f"calibrate() knows no {key}=. {did_you_mean(key, known)}")
     asked = Settings(weight_bits, activation_bits, observer, weight_observer, **settings)
+    for bits in (weight_bits, activation_bits):
+        if isinstance(bits, Mapping) and 0 in bits:
+            raise CompressionError(f"{dict(bits)!r} changes bits in mid-fit, and calibrate() has no time. Give bits.")
     if asked.scale != "observed" or (not asked.symmetric[0] and rounding != "nearest"):
         raise CompressionError("calibrate() observes scales, and rounds symmetric weights only with gptq and adaround.")
     quantization = FakeQuantization(module, asked, "calibrate")
@@ -91,11 +98,11 @@ def calibrate(
     quantization.attach()
     try:
         _observe(module, quantization, batches, run)
+        quantization.enable()
+        _round_weights(module, quantization, statistics, _ROUNDINGS[rounding], correct_bias)
     except BaseException:
         quantization.detach()
         raise
-    quantization.enable()
-    _round_weights(module, quantization, statistics, _ROUNDINGS[rounding], correct_bias)
     for quantizer in quantization.quantizers.values():
         quantizer.frozen = True
     return quantization
@@ -143,9 +150,11 @@ def _round_weights(
         layer_name = name.rpartition(".")[0]
         layer, weight = module.get_submodule(layer_name), quantization.raw(name)
         seen = statistics.get(layer_name)
-        if rounding is not None and seen is not None and quantizer.layout.group is None:
-            scale = quantizer.parameters_for(weight)[0].view(-1, 1).expand(len(weight), 1)
-            flat = rounding(weight.flatten(1), seen.second_moment.to(weight.dtype), scale, quantizer.grid)
+        if rounding is not None and seen is not None:
+            flat, scale = weight.flatten(1), quantizer.parameters_for(weight)[0]
+            scale = scale.view(-1, 1).expand(-1, quantizer.layout.group or flat.shape[1])
+            scale = scale.reshape(flat.shape) if quantizer.layout.axis == 0 else scale.expand_as(flat)
+            flat = rounding(flat, seen.second_moment.to(weight.dtype), scale, quantizer.grid)
             rounded[name] = flat.view_as(weight)
         bias = layer._parameters.get("bias")
         if correct_bias and seen is not None and bias is not None:

@@ -6,7 +6,7 @@ import copy
 import warnings
 import weakref
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from math import inf
 from typing import Any
 
@@ -25,6 +25,8 @@ from lightning_compress.quantization.scale_training import ScaleTraining
 from lightning_compress.quantization.settings import Bits, Settings, in_epochs
 from lightning_compress.training import CompressionCallback
 from lightning_compress.training.horizon import keep_horizon
+from lightning_compress.training.private import batches_done_in_epoch
+from lightning_compress.values import is_number
 
 STATE_KEY = "quantizers"
 
@@ -98,7 +100,6 @@ class QuantizationAwareTraining(CompressionCallback):
         name: str | None = None,
     ) -> None:
         super().__init__(name)
-        symmetric_weights, symmetric_activations = symmetric
         self.settings = Settings(
             weight_bits=weight_bits,
             activation_bits=activation_bits,
@@ -107,27 +108,32 @@ class QuantizationAwareTraining(CompressionCallback):
             scale=scale,
             granularity=granularity,
             group_size=group_size,
-            symmetric=(symmetric_weights, symmetric_activations),
+            symmetric=symmetric,
             narrow=narrow,
             edge_bits=edge_bits,
             add_bits=None if activation_bits is None else add_bits,
             targets=targets,
-            exclude=tuple(exclude) if not isinstance(exclude, str) else exclude,
+            exclude=exclude,
         )
         self._start = _time(start, "start")
         self._freeze = inf if freeze is None else _time(freeze, "freeze")
         self._freeze_norms = inf if freeze_batch_norm is None else _time(freeze_batch_norm, "freeze_batch_norm")
-        if not 0 < scale_rate < 1:
-            raise CompressionError(f"scale_rate={scale_rate} is not a share in (0, 1).")
+        if not isinstance(scale_rate, float) or not 0 < scale_rate < 1:
+            raise CompressionError(f"scale_rate={scale_rate!r} is not a share in (0, 1).")
+        if not isinstance(finalize, bool):
+            raise CompressionError(f"finalize={finalize!r} is neither True nor False.")
         self._scale_rate, self._finalize = scale_rate, finalize
         self._network: FakeQuantization | None = None
         self._training: ScaleTraining | None = None
         self._fitted: weakref.ref[L.LightningModule] | None = None
+        self._stilled: list[_BatchNorm] = []
+        self._backward = ExitStack()
         self.start_over()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or a pickle takes no part in the running fit."""
-        return {**vars(self), "_session": None, "_network": None, "_training": None, "_fitted": None}
+        gone: dict[str, Any] = {"_session": None, "_network": None, "_training": None, "_fitted": None, "_stilled": []}
+        return {**vars(self), **gone, "_backward": ExitStack()}
 
     def start_over(self) -> None:
         """Forget ranges and scales: for the first fit, and for a fit of another module."""
@@ -209,6 +215,11 @@ class QuantizationAwareTraining(CompressionCallback):
     def _refuse_callback(self, callback: Callback) -> None:
         if not isinstance(callback, ModelPruning):  # it works with this one
             super()._refuse_callback(callback)
+        if self.settings.group_size is not None and getattr(callback, "edits_shape", False):
+            raise CompressionError(
+                f"{self.state_key}: {type(callback).__name__} takes inputs away, and groups of "
+                f"{self.settings.group_size} would no longer divide them. Use granularity='channel'."
+            )
 
     def refuse_conflicts(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """A fit without training batches finds no ranges."""
@@ -239,6 +250,7 @@ class QuantizationAwareTraining(CompressionCallback):
 
     def release(self) -> None:
         """Take everything off; scales and ranges are kept for a test to come."""
+        self._backward.close()
         if self._training is not None:
             self._scales = copy.deepcopy(self._training.state_dict())
             self._training.detach()
@@ -274,8 +286,15 @@ class QuantizationAwareTraining(CompressionCallback):
         """Fix the horizon; find out, once, who reads the same tensor."""
         super().on_train_start(trainer, pl_module)
         self._horizon = keep_horizon(trainer, self.state_key, self._horizon)
+        start, freeze = (in_epochs(time, self._horizon) for time in (self._start, self._freeze))
+        if freeze <= start:
+            raise CompressionError(
+                f"{self.state_key}: freeze={self._freeze} is no later than start={self._start} in a fit of "
+                f"{self._horizon:g} epochs, so no range would ever be found. Freeze later."
+            )
         if not self._connected:
             self._connect(trainer)
+        self.session.keep_time(batches_done_in_epoch(trainer))  # a resumed fit is where it is
         self._act(trainer)
 
     def _connect(self, trainer: L.Trainer) -> None:
@@ -284,12 +303,13 @@ class QuantizationAwareTraining(CompressionCallback):
         network.connect(dataflow)
         self._connected = True
         self._train_scales(trainer)
+        if dataflow.silent:
+            self._say(f"what {', '.join(dataflow.silent)} read stays in floating point: they are not called as layers")
         if dataflow.loose and self.settings.add_bits is not None:
-            self.session.write(
-                "decision",
-                f"{self.state_key}: {dataflow.loose} operands of residual adds are returned by no module and stay in "
-                "floating point",
-            )
+            self._say(f"{dataflow.loose} operands of residual adds, returned by no module, stay in floating point")
+
+    def _say(self, what: str) -> None:
+        self.session.write("decision", f"{self.state_key}: {what}")
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -310,17 +330,25 @@ class QuantizationAwareTraining(CompressionCallback):
         frozen = time >= in_epochs(self._freeze, self._horizon)
         if time >= in_epochs(self._freeze_norms, self._horizon):
             for norm in self.session.module.modules():
-                if isinstance(norm, _BatchNorm):
+                if isinstance(norm, _BatchNorm) and norm.training:
                     norm.training = False
+                    self._stilled.append(norm)
         changed = network.set_time(self.session.time, self._horizon)
         if (begun, frozen) != self._last_phase or changed:
             self._last_phase = (begun, frozen)
             network.enable(begun)
-            if frozen and begun:
-                network.freeze()
+            network.freeze(frozen and begun)
             if changed:
                 text = f"{self.state_key}: bits changed: {', '.join(changed[:3])}{' ...' * (len(changed) > 3)}"
                 self.session.write("decision", text, changed=len(changed))
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        """Layers that run again in the backward (activation checkpointing) compute what they did in the forward."""
+        self._backward.enter_context(self.network.seen())
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """That is over."""
+        self._backward.close()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -359,10 +387,9 @@ class QuantizationAwareTraining(CompressionCallback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write down what was reached; BatchNorms may learn again."""
         super().on_train_end(trainer, pl_module)
-        if self._freeze_norms < inf:
-            for norm in pl_module.modules():
-                if isinstance(norm, _BatchNorm):
-                    norm.training = pl_module.training
+        for norm in self._stilled:
+            norm.training = pl_module.training
+        self._stilled = []
         figures = self.figures()
         text = ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in figures.items())
         self.session.write("finish", f"{self.state_key}: {text}", callback=self.state_key, **figures)
@@ -377,7 +404,6 @@ class QuantizationAwareTraining(CompressionCallback):
 
 
 def _time(value: float, name: str) -> float:
-    wrong = isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < inf
-    if wrong or (isinstance(value, float) and value > 1):
+    if not is_number(value) or not 0 <= value < inf or (isinstance(value, float) and value > 1):
         raise CompressionError(f"{name}={value!r}: give a share of the fit in [0, 1] as a float, or epochs as an int.")
     return value

@@ -1,4 +1,6 @@
-"""Grids of integer codes, and rounding to them: ATen in eager mode, plain arithmetic where code is compiled."""
+"""Grids of integer codes, and rounding to them: vectorized passes or ATen's fake quantization in eager mode, by the
+device; plain arithmetic where code is compiled.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,10 @@ import torch
 from torch import Tensor
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.quantization.vectorized import vectorized_fake_quantize
+from lightning_compress.values import is_whole
 
 SMALLEST_SCALE = 1e-12
-_ATEN_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,10 @@ def check_bits(bits: Any, name: str = "bits") -> int:
     Raises:
         CompressionError: not an integer from 2 to 8; the message has the way out.
     """
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
+    if not is_whole(bits) or not 2 <= bits <= 8:
         hint = " One bit: BinaryConnect; two with trained levels: TernaryWeights." if bits == 1 else ""
         raise CompressionError(f"{name}={bits!r} is not a whole number from 2 to 8.{hint}")
-    return bits
+    return int(bits)
 
 
 def fake_quantize(value: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid, axis: int | None = None) -> Tensor:
@@ -92,6 +95,8 @@ def fake_quantize(value: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid, 
     """
     if torch.compiler.is_compiling():
         return plain_fake_quantize(value, scale, zero_point, grid, axis)
+    if value.device.type == "cpu":
+        return vectorized_fake_quantize(value, scale.detach(), zero_point, grid.low, grid.high, axis)
     if axis is None:
         return torch.fake_quantize_per_tensor_affine(value, scale, zero_point, grid.low, grid.high)
     return torch.fake_quantize_per_channel_affine(value, scale, zero_point, axis, grid.low, grid.high)
@@ -140,6 +145,8 @@ def learned_fake_quantize(
         gradient_scale: factor of the gradients of scale and zero point.
     """
     low, high = grid.low, grid.high
+    if value.device.type == "cpu" and not torch.compiler.is_compiling():
+        return vectorized_fake_quantize(value, scale, zero_point, low, high, axis, gradient_scale)
     if torch.compiler.is_compiling() or not _HAS_NATIVE or value.dtype != torch.float32:
         return plain_learned_fake_quantize(value, scale, zero_point, grid, axis, gradient_scale)
     if axis is None:

@@ -19,13 +19,13 @@ from lightning_compress.quantization.activations import (
     build_activation_quantizer,
 )
 from lightning_compress.quantization.dataflow import Dataflow
-from lightning_compress.quantization.grid import Grid
+from lightning_compress.quantization.grid import SMALLEST_SCALE, Grid
 from lightning_compress.quantization.observation import resolve_observer
 from lightning_compress.quantization.quantizer import Quantizer
 from lightning_compress.quantization.settings import Settings, bits_of
+from lightning_compress.quantization.sound_weights import find_sound_weights
 from lightning_compress.quantization.transparent import TransparentWeights
 from lightning_compress.quantization.weights import Layout, ObservedWeight, build_weight_quantizer
-from lightning_compress.surgery import find_weights
 
 _WEIGHT_ONLY = (nn.Embedding, nn.EmbeddingBag)
 
@@ -76,8 +76,9 @@ class FakeQuantization:
         """A quantizer wherever one is asked for and none is yet."""
         settings = self.settings
         parameters = dict(self.module.named_parameters())
-        found = [name.removesuffix("_orig") for name in find_weights(self.module, settings.targets, settings.exclude)]
-        self._layers = list(dict.fromkeys(name.rpartition(".")[0] for name in found))
+        chosen = find_sound_weights(self.module, settings.targets, settings.exclude)
+        found = [name.removesuffix("_orig") for name in chosen]
+        self._layers = _owners(self.module, chosen.values())
         self.weights = {name: quantizer for name, quantizer in self.weights.items() if name in found}
         self.inputs = {name: quantizer for name, quantizer in self.inputs.items() if name in self._layers}
         for name in found:
@@ -218,13 +219,13 @@ class FakeQuantization:
             quantizer.enabled = enabled
 
     @torch.no_grad()
-    def freeze(self) -> None:
-        """Scales and zero points stay as they are now."""
+    def freeze(self, frozen: bool = True) -> None:
+        """Scales and zero points stay as they are now (or follow again)."""
         for name, weights in self.weights.items():
-            if not weights.frozen:
+            if frozen and not weights.frozen:
                 weights.refresh(self.raw(name))
         for quantizer in self.quantizers.values():
-            quantizer.frozen = True
+            quantizer.frozen = frozen
 
     def refresh(self) -> None:
         """Let costly observers look at the weights again."""
@@ -246,9 +247,12 @@ class FakeQuantization:
                     changed.append(f"{name} {grid.bits} -> {bits}")
         return changed
 
+    @torch.no_grad()
     def keep_in_range(self) -> None:
         """After a step of learned scales."""
-        for quantizer in self.quantizers.values():
+        quantizers = [quantizer for quantizer in self.quantizers.values() if quantizer.learned]
+        torch._foreach_clamp_min_([quantizer.scale for quantizer in quantizers], SMALLEST_SCALE)
+        for quantizer in quantizers:
             quantizer.keep_in_range()
 
     def all_reduce(self) -> None:
@@ -264,6 +268,10 @@ class FakeQuantization:
             value = getattr(self.module.get_submodule(path), key)
         assert isinstance(value, Tensor)
         return value.detach()
+
+    def seen(self) -> AbstractContextManager[None]:
+        """Inside, weights are read as in a forward."""
+        return self._transparent.seen()
 
     def seen_weights(self, names: Collection[str]) -> AbstractContextManager[dict[str, Tensor]]:
         """See :meth:`~lightning_compress.quantization.TransparentWeights.values`."""
@@ -281,8 +289,11 @@ class FakeQuantization:
     @torch.no_grad()
     def finalize_(self) -> None:
         """The module's weights become their values on the grid; the quantizers of weights retire."""
+        parameters = dict(self.module.named_parameters())
         for name, value in self.rounded_weights().items():
             self.raw(name).copy_(value)
+            if f"{name}_orig" in parameters:  # what torch.nn.utils.prune computes the weight from
+                parameters[f"{name}_orig"].copy_(value)
         for name, quantizer in self.weights.items():
             if quantizer.enabled:
                 quantizer.refresh(self.raw(name))
@@ -299,6 +310,7 @@ class FakeQuantization:
             "activations": {name: quantizer.state_dict() for name, quantizer in places.items()},
             "inputs": {name: names[id(quantizer)] for name, quantizer in self.inputs.items()},
             "outputs": list(self.outputs),
+            "kind": self.settings.kind,
             "time": list(self._time),
         }
 
@@ -308,6 +320,11 @@ class FakeQuantization:
         Raises:
             CompressionError: the state is of other layers or another way of quantizing.
         """
+        kind = state.get("kind", self.settings.kind)
+        if kind != self.settings.kind:
+            changed = {key: value for key, value in kind.items() if value != self.settings.kind[key]}
+            asked = ", ".join(f"{key}={value!r}" for key, value in changed.items())
+            raise CompressionError(f"{self.owner}: the checkpoint was written with {asked}. Give the same here.")
         for mine, theirs, what in (
             (set(self.weights), set(state["weights"]), "weights"),
             (set(self.inputs), set(state["inputs"]), "inputs"),
@@ -405,6 +422,12 @@ class FakeQuantization:
     def on_swap(self, tell: Callable[[str, nn.Parameter, Callable[[Tensor], Tensor]], None] | None) -> None:
         """Whom to tell when a learned Parameter is replaced by one of another shape."""
         self._on_swap = [] if tell is None else [tell]
+
+
+def _owners(module: nn.Module, chosen: Collection[nn.Parameter]) -> list[str]:
+    """The layers that hold one of the parameters, each layer of a tied one."""
+    numbers = {id(parameter) for parameter in chosen}
+    return [name for name, layer in module.named_modules() if any(id(p) in numbers for p in layer._parameters.values())]
 
 
 def _plain(name: str) -> str:

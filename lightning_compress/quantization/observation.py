@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -41,10 +42,11 @@ class Observation:
     """
 
     def __init__(self, channels: int = 1, *, histogram: bool = False) -> None:
-        self.low, self.average_low = torch.zeros(channels), torch.zeros(channels)
-        self.high, self.average_high = torch.zeros(channels), torch.zeros(channels)
-        self.radius = torch.zeros(channels)
-        self.counts = torch.zeros(channels, BINS) if histogram else torch.zeros(0)
+        zeros = partial(torch.zeros, dtype=torch.float32)  # whatever the default is where they are made
+        self.low, self.average_low = zeros(channels), zeros(channels)
+        self.high, self.average_high = zeros(channels), zeros(channels)
+        self.radius = zeros(channels)
+        self.counts = zeros(channels, BINS) if histogram else zeros(0)
         self.count = 0
 
     @torch.no_grad()
@@ -69,9 +71,14 @@ class Observation:
             self.counts.scatter_add_(1, place, torch.ones_like(rows))
 
     @property
+    def is_finite(self) -> bool:
+        """Whether all that was seen was."""
+        return bool(torch.isfinite(self.low).all() & torch.isfinite(self.high).all())
+
+    @property
     def histogram(self) -> tuple[Tensor, Tensor]:
         """Counts (channels, bins) and edges (channels, bins + 1)."""
-        steps = torch.linspace(-1, 1, BINS + 1, device=self.counts.device)
+        steps = torch.linspace(-1, 1, BINS + 1, dtype=torch.float32, device=self.counts.device)
         return self.counts, self.radius[:, None] * steps
 
     def _widen(self, needed: Tensor) -> None:

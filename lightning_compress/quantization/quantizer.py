@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.quantization.grid import SMALLEST_SCALE, Grid
+from lightning_compress.quantization.grid import Grid
 
 
 class Quantizer:
@@ -43,12 +43,8 @@ class Quantizer:
         """What is learned, by attribute."""
         return {name: getattr(self, name) for name in self.learned}
 
-    @torch.no_grad()
     def keep_in_range(self) -> None:
-        """Learned scales stay above 0."""
-        for name in self.learned:
-            if name != "zero_point":
-                getattr(self, name).clamp_(min=SMALLEST_SCALE)
+        """What is learned besides scales stays where it means something."""
 
     def to(self, device: torch.device) -> None:
         """Move to ``device``, Parameters in place."""

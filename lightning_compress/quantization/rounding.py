@@ -30,7 +30,7 @@ def gptq(weight: Tensor, moments: Tensor, scale: Tensor, grid: Grid) -> Tensor:
     Args:
         weight: shape (rows, n).
         moments: E[x xT], shape (n, n).
-        scale: shape (rows, 1).
+        scale: shape (rows, 1) or (rows, n).
         grid: symmetric.
 
     >>> moments = torch.tensor([[1.0, 0.99], [0.99, 1.0]])
@@ -44,11 +44,12 @@ def gptq(weight: Tensor, moments: Tensor, scale: Tensor, grid: Grid) -> Tensor:
     curvature.diagonal().add_(DAMPING * curvature.diagonal().mean())
     order = curvature.diagonal().argsort(descending=True)
     left, curvature = left[:, order], curvature[order][:, order]
+    ordered = scale.double().expand_as(weight)[:, order]
     inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(curvature)), upper=True)
     alive = (weight != 0)[:, order]
     rounded = torch.zeros_like(left)
     for column in range(count):
-        rounded[:, column] = nearest(left[:, column : column + 1], scale.double(), grid)[:, 0] * alive[:, column]
+        rounded[:, column] = nearest(left[:, column], ordered[:, column], grid) * alive[:, column]
         error = (left[:, column] - rounded[:, column]) / inverse[column, column]
         left[:, column + 1 :] -= error[:, None] * inverse[column, column + 1 :]
     return _better(rounded[:, order.argsort()].to(dtype), weight, moments, scale, grid)
@@ -63,7 +64,7 @@ def adaround(weight: Tensor, moments: Tensor, scale: Tensor, grid: Grid, *, step
     Args:
         weight: shape (rows, n).
         moments: E[x xT], shape (n, n).
-        scale: shape (rows, 1).
+        scale: shape (rows, 1) or (rows, n).
         grid: symmetric.
         steps: of Adam.
     """

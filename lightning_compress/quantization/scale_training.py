@@ -50,12 +50,16 @@ class RelativeAdam(Optimizer):
             torch._foreach_lerp_(means, gradients, 1 - BETAS[0])
             torch._foreach_mul_(squares, BETAS[1])
             torch._foreach_addcmul_(squares, gradients, gradients, 1 - BETAS[1])
-            roots = torch._foreach_sqrt(torch._foreach_div(squares, [1 - BETAS[1] ** s["step"] for s in states]))
+            roots = torch._foreach_sqrt(squares)
             torch._foreach_add_(roots, 1e-12)
-            steps = torch._foreach_div(torch._foreach_div(means, [1 - BETAS[0] ** s["step"] for s in states]), roots)
-            if not group["absolute"]:
-                torch._foreach_mul_(steps, parameters)
-            torch._foreach_add_(parameters, steps, alpha=-group["lr"])
+            steps = means if group["absolute"] else torch._foreach_mul(means, parameters)
+            rates = [-group["lr"] * _unbiased(state["step"]) for state in states]
+            torch._foreach_addcdiv_(parameters, steps, roots, rates)
+
+
+def _unbiased(step: int) -> float:
+    """What corrects the averages for having begun at zero."""
+    return float((1 - BETAS[1] ** step) ** 0.5 / (1 - BETAS[0] ** step))
 
 
 class ScaleTraining:

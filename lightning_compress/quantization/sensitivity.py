@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.errors import CompressionError
+from lightning_compress.quantization.batches import batches_of
 from lightning_compress.quantization.grid import check_bits
 from lightning_compress.quantization.network import FakeQuantization
 from lightning_compress.quantization.observation import Observer
@@ -66,9 +67,9 @@ def sensitivity(
     >>> found.sizes, found.costs["0"][8] < found.costs["0"][2]
     ({'0': 32, '2': 16}, True)
     """
-    batches, run = list(data), forward or call_with_batch
-    if not batches:
-        raise CompressionError("There is no data to measure sensitivity on: data= is empty.")
+    batches, run = batches_of(data, "measure sensitivity on"), forward or call_with_batch
+    if not isinstance(bits, Iterable):
+        raise CompressionError(f"bits={bits!r}: give several to choose from, such as (2, 4, 8).")
     levels = sorted({check_bits(level) for level in bits})
     if not levels:
         raise CompressionError("bits=() leaves nothing to try; give some, such as (2, 4, 8).")

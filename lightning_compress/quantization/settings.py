@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from lightning_compress.errors import CompressionError, did_you_mean
 from lightning_compress.quantization.grid import check_bits
 from lightning_compress.quantization.observation import Observer, resolve_observer
 from lightning_compress.surgery.targets import refuse_text
+from lightning_compress.values import is_number, is_whole
 
 SCALES = ("observed", "lsq", "lsq+", "pact", "dorefa")
 GRANULARITIES = ("tensor", "channel", "group")
@@ -32,7 +33,7 @@ class Settings:
     scale: str = "observed"
     granularity: str = "channel"
     group_size: int | None = None
-    symmetric: tuple[bool, bool] = (True, False)
+    symmetric: Sequence[bool] = (True, False)
     narrow: bool = True
     edge_bits: int | None = 8
     add_bits: int | None = None
@@ -54,14 +55,27 @@ class Settings:
                 f"granularity={self.granularity!r} and group_size={self.group_size}: a group size, such as 32, goes "
                 "with granularity='group' and with nothing else."
             )
-        if self.group_size is not None and self.group_size < 1:
-            raise CompressionError(f"group_size={self.group_size} must be at least 1.")
+        if self.group_size is not None and not (is_whole(self.group_size) and self.group_size >= 1):
+            raise CompressionError(f"group_size={self.group_size!r} is not a whole number of at least 1.")
+        pair = self.symmetric
+        if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(one, bool) for one in pair):
+            raise CompressionError(f"symmetric={pair!r}: give one for weights and one for activations: (True, False).")
+        object.__setattr__(self, "symmetric", tuple(pair))
+        if not isinstance(self.narrow, bool):
+            raise CompressionError(f"narrow={self.narrow!r} is neither True nor False.")
         if not self.symmetric[0] and self.scale != "observed":
             raise CompressionError(f"scale={self.scale!r} needs symmetric weights: symmetric=(True, ...).")
         resolve_observer(self.observer)
         resolve_observer(self.weight_observer)
         refuse_text(self.targets, "targets")
         refuse_text(self.exclude, "exclude")
+        object.__setattr__(self, "exclude", tuple(self.exclude or ()))
+
+    @property
+    def kind(self) -> dict[str, Any]:
+        """What scales and zero points of one fit cannot be taken over without into another."""
+        names = ("scale", "granularity", "group_size", "narrow")
+        return {**{name: getattr(self, name) for name in names}, "symmetric": list(self.symmetric)}
 
 
 def _among(value: str, known: Sequence[str], name: str) -> None:
@@ -85,12 +99,16 @@ def check_schedule(bits: Bits, name: str) -> None:
         check_bits(value, f"{name}[{key!r}]")
     if all(isinstance(key, str) for key in bits):
         return
-    if any(isinstance(key, bool | str) or not key >= 0 for key in bits) or 0 not in bits:
+    if not all(_is_time(key) for key in bits) or 0 not in bits:
         raise CompressionError(
             f"{name}={dict(bits)!r}: give {{time: bits}} with a time 0, such as {{0: 8, 0.5: 4}}, or {{layer: bits}}."
         )
     if any(isinstance(key, float) and key > 1 for key in bits):
         raise CompressionError(f"{name}={dict(bits)!r}: a float is a share of the fit, up to 1; an int counts epochs.")
+
+
+def _is_time(key: object) -> bool:
+    return is_number(key) and bool(key >= 0)  # type: ignore[operator]
 
 
 def bits_of(bits: Bits, layer: str, time: float, horizon: float) -> int | None:

@@ -6,7 +6,7 @@ import copy
 import weakref
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Literal, Protocol
 
 import lightning as L
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.plan import CHECKPOINT_KEY
+from lightning_compress.quantization.sound_weights import find_sound_weights
 from lightning_compress.quantization.transparent import TransparentWeights
-from lightning_compress.surgery import find_weights, refuse_text
+from lightning_compress.surgery import refuse_text
 from lightning_compress.training import CompressionCallback
 
 STATE_KEY = "transforms"
@@ -62,12 +63,13 @@ class ShadowCallback(CompressionCallback):
             raise CompressionError(f"edges={edges!r} is unknown: quantize or keep.")
         refuse_text(targets, "targets")
         refuse_text(exclude, "exclude")
-        self._edges, self._patterns, self._finalize = edges, (targets, tuple(exclude)), finalize
+        self._edges, self._patterns, self._finalize = edges, (targets, tuple(exclude or ())), finalize
         self._transforms: dict[str, Any] = {}
         self._transparent: TransparentWeights | None = None
         self._fitted: weakref.ref[L.LightningModule] | None = None
         self._state: dict[str, Any] | None = None
         self._handles: list[Any] = []
+        self._backward = ExitStack()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or a pickle takes no part in the running fit."""
@@ -77,6 +79,7 @@ class ShadowCallback(CompressionCallback):
             "_fitted": None,
             "_transforms": {},
             "_handles": [],
+            "_backward": ExitStack(),
         }
         return {**vars(self), **gone}
 
@@ -122,10 +125,7 @@ class ShadowCallback(CompressionCallback):
             self._restore(self._state)
 
     def _find(self, module: L.LightningModule) -> dict[str, nn.Parameter]:
-        weights = find_weights(module, *self._patterns)
-        for name, weight in weights.items():
-            if not bool(torch.isfinite(weight.detach()).all()):
-                raise CompressionError(f"{name!r} holds NaN or infinite weights, which have no sign.")
+        weights = find_sound_weights(module, *self._patterns)
         if self._edges == "keep":
             inner = list(weights)[1:-1]
             if not inner:
@@ -144,6 +144,14 @@ class ShadowCallback(CompressionCallback):
         """By now nobody has refused the fit."""
         super().on_train_start(trainer, pl_module)
         self.after_step(pl_module)
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        """Layers that run again in the backward (activation checkpointing) compute what they did in the forward."""
+        self._backward.enter_context(self.transparent.seen())
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """That is over."""
+        self._backward.close()
 
     def after_step(self, module: L.LightningModule) -> None:
         """What is to be done with the shadow weights after an optimizer step."""
@@ -166,6 +174,7 @@ class ShadowCallback(CompressionCallback):
 
     def release(self) -> None:
         """Take everything off; what was learned is kept for a test to come."""
+        self._backward.close()
         for handle in self._handles:
             handle.remove()
         self._handles = []

@@ -16,6 +16,7 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.quantization.shadow_weights import Edges, ShadowCallback
 from lightning_compress.quantization.ternary import Ternarizer, TrainedTernarizer
 from lightning_compress.training import AuxiliaryOptimizer
+from lightning_compress.values import is_number
 
 
 class TernaryWeights(ShadowCallback):
@@ -61,7 +62,7 @@ class TernaryWeights(ShadowCallback):
         super().__init__(edges=edges, targets=targets, exclude=exclude, finalize=finalize, name=name)
         if mode not in ("twn", "ttq"):
             raise CompressionError(f"mode={mode!r} is unknown: twn or ttq.")
-        if isinstance(learning_rate, bool) or not 0 <= learning_rate < inf:
+        if not is_number(learning_rate) or not 0 <= learning_rate < inf:
             raise CompressionError(f"learning_rate={learning_rate!r} is not a number of at least 0.")
         self._mode, self._learning_rate = mode, learning_rate
         self._training: AuxiliaryOptimizer | None = None

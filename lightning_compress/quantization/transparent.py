@@ -283,9 +283,9 @@ def make_plain_(module: nn.Module) -> None:
 # -- generated classes ------------------------------------------------------------------------------------------------
 
 
-def _renew_class(module: nn.Module) -> None:
-    """Give ``module`` the class that what is attached to it needs; its own where nothing is."""
-    base: type[nn.Module] = getattr(type(module), "_lc_base", type(module))
+def _renew_class(module: nn.Module, base: type[nn.Module] | None = None) -> None:
+    """Give ``module`` the class that what is attached to it needs; its own, or now ``base``, where nothing is."""
+    base = base or cast(type[nn.Module], getattr(type(module), "_lc_base", type(module)))
     names = frozenset(module.__dict__.get(_ENTRIES, ()))
     gated = any(isinstance(hook, _Enter) for hook in module._forward_pre_hooks.values())
     module.__class__ = cast(Any, _class_for)(base, names, gated) if names or gated else base
@@ -304,6 +304,7 @@ def _class_for(base: type[nn.Module], names: frozenset[str], gated: bool) -> typ
                 members[name] = _step(own)
     members |= {
         "_lc_base": base,
+        "_lc_rebase": _renew_class,  # for an edit that makes another layer of it
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,

@@ -29,6 +29,7 @@ from lightning_compress.quantization.shared_weights import SharedWeights
 from lightning_compress.registry import resolve
 from lightning_compress.surgery import find_weights, refuse_text
 from lightning_compress.training import GradualCallback, Recovery, Schedule
+from lightning_compress.values import is_number
 
 OBJECTIVES = ("mse", "rate")
 PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -115,12 +116,12 @@ class WeightClustering(GradualCallback):
         if precision not in PRECISIONS:
             raise CompressionError(f"precision={precision!r} is unknown. {did_you_mean(str(precision), PRECISIONS)}")
         self._precision = PRECISIONS[precision]
-        if isinstance(learning_rate, bool) or not 0 <= learning_rate < inf:
+        if not is_number(learning_rate) or not 0 <= learning_rate < inf:
             raise CompressionError(f"learning_rate={learning_rate!r} is not a number of at least 0.")
         self._learning_rate = learning_rate
         refuse_text(targets, "targets")
         refuse_text(exclude, "exclude")
-        self._patterns = (targets, tuple(exclude))
+        self._patterns = (targets, tuple(exclude or ()))
         self._handles: list[Any] = []
         self._names: frozenset[str] = frozenset()
         self._scaler: Any = None
@@ -180,8 +181,7 @@ class WeightClustering(GradualCallback):
         """Find the weights that are meant; share values after every optimizer step from here on."""
         super().on_fit_start(trainer, pl_module)
         names = list(find_weights(pl_module, *self._patterns))
-        for name in names:
-            self._clusters_of(name)
+        self._check_patterns(names)
         refuse_overlap(pl_module, names, self.state_key)
         self._refuse_twins(set(names))
         self._names = frozenset(names)
@@ -301,6 +301,15 @@ class WeightClustering(GradualCallback):
             f"clusters={dict(self._clusters)} says nothing of {name!r}. Add '*' for all others, or exclude=({path!r},)."
         )
 
+    def _check_patterns(self, names: Sequence[str]) -> None:
+        """Every weight has its number, and every pattern a weight."""
+        for name in names:
+            self._clusters_of(name)
+        layers = {name.rpartition(".")[0] for name in names}
+        for pattern in () if isinstance(self._clusters, int) else self._clusters:
+            if not any(fnmatchcase(one, pattern) for one in (*names, *layers)):
+                raise CompressionError(f"clusters: {pattern!r} matches no weight. {did_you_mean(pattern, layers)}")
+
     def _refuse_twins(self, names: set[str]) -> None:
         for other in self.session.callbacks:
             if isinstance(other, WeightClustering) and other is not self:
@@ -342,6 +351,8 @@ def _end(start: int | float, stages: int, end: int | float | None) -> int | floa
 
 def _check_numbers(clusters: int | Mapping[str, int]) -> int | dict[str, int]:
     if isinstance(clusters, Mapping):
+        if not clusters:
+            raise CompressionError("clusters={} says nothing. Give a number, such as 32, or {'*': 32}.")
         return {str(pattern): check_clusters(number) for pattern, number in clusters.items()}
     return check_clusters(clusters)
 

@@ -87,7 +87,7 @@ class ObservedWeight(Quantizer):
             self._set(rows)
             return self.scale
         over = None if axis is None else [dim for dim in range(rows.dim()) if dim != axis]
-        largest = torch.linalg.vector_norm(rows.detach(), float("inf"), dim=over)
+        largest = torch.linalg.vector_norm(rows.detach(), float("inf"), dim=over).float()
         scale = (largest / self.grid.high).clamp(min=SMALLEST_SCALE)
         return cast(Tensor, scale.view(1) if axis is None else scale)
 
@@ -142,7 +142,8 @@ class LearnedWeight(ObservedWeight):
 
     It begins at ``2 E|w| / sqrt(Q)``, or where it covers the largest weight if that is less (at 8 bits the formula
     wastes three of them); LSQ+ (Bhalgat et al., CVPR workshops 2020) at
-    ``max(|mean - 3 std|, |mean + 3 std|) / 2^(bits - 1)``.
+    ``max(|mean - 3 std|, |mean + 3 std|) / 2^(bits - 1)``. Channels of zeros, such as those of a layer that begins at
+    zero, begin like the others: a scale of nothing would never grow. Other bits begin anew.
     """
 
     learned = ("scale",)
@@ -180,22 +181,23 @@ class LearnedWeight(ObservedWeight):
 
     def _computed(self, rows: Tensor) -> Tensor:
         rows = rows.reshape(1, -1) if self.layout.axis is None else rows.movedim(self.layout.axis, 0).flatten(1)
+        rows, high = rows.float(), self.grid.high
+        largest = rows.abs().amax(1)
         if self.plus:
             mean, std = rows.mean(1), rows.std(1, correction=0)
             scale = torch.maximum((mean - 3 * std).abs(), (mean + 3 * std).abs()) / (1 << (self.grid.bits - 1))
         else:
-            scale = 2 * rows.abs().mean(1) / self.grid.high**0.5
-            scale = torch.minimum(scale, rows.abs().amax(1) / self.grid.high)
-        return scale.clamp(min=SMALLEST_SCALE)
+            scale = torch.minimum(2 * rows.abs().mean(1) / high**0.5, largest / high)
+        alive = largest > 0
+        usual = scale[alive].mean() if bool(alive.any()) else rows.shape[1] ** -0.5 / high
+        return torch.where(alive, scale, usual).clamp(min=SMALLEST_SCALE)
 
     def refresh(self, weight: Tensor) -> None:
         """Nothing: the scale is learned."""
 
     def set_grid(self, grid: Grid) -> None:
-        """Fewer levels need a coarser step, as at the beginning."""
-        if self.ready and grid != self.grid:
-            with torch.no_grad():
-                self.scale *= (self.grid.high / grid.high) ** (0.5 if not self.plus else 1.0)
+        """The next read finds a scale to begin with."""
+        self.ready = self.ready and grid == self.grid
         self.grid = grid
 
     def parameters_for(self, weight: Tensor) -> tuple[Tensor, Tensor]:

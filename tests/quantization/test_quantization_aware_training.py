@@ -265,7 +265,7 @@ FITS = {
     "lsq+": {"scale": "lsq+"},
     "pact": {"scale": "pact"},
     "histogram": {"observer": "mse", "weight_observer": "mse"},
-    "ladder": {"weight_bits": {0: 8, 0.4: 3}, "freeze_batch_norm": 3},
+    "ladder": {"weight_bits": {0: 8, 0.4: 3}, "activation_bits": {0: 8, 2: 4}, "scale": "lsq", "freeze_batch_norm": 3},
 }
 
 
