@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.errors import PlanError, did_you_mean
+from lightning_compress.plan.fewer_heads import settle_
 
 ATTRIBUTES = frozenset(
     [
@@ -188,8 +189,7 @@ class KeepIndices:
         """Swap each tensor for its kept part (a new Parameter, no gradient) and set the attributes."""
         self.check(module)
         _swap_tensors(module, self)
-        for change in self.attributes:
-            setattr(module.get_submodule(change.module), change.name, change.after)
+        _set_attributes(module, [(change, change.after) for change in self.attributes])
         return RegrowIndices(self)
 
     def carry(self, name: str, tensor: Tensor) -> Tensor:
@@ -225,8 +225,7 @@ class RegrowIndices:
         """Grow the tensors again; returns the edit that cuts them."""
         self.check(module)
         _swap_tensors(module, self)
-        for change in self.of.attributes:
-            setattr(module.get_submodule(change.module), change.name, change.before)
+        _set_attributes(module, [(change, change.before) for change in self.of.attributes])
         return self.of
 
     def carry(self, name: str, tensor: Tensor) -> Tensor:
@@ -297,6 +296,13 @@ def _check_attributes(module: nn.Module, values: Iterable[tuple[Attribute, Attri
         present = getattr(modules[change.module], change.name, None)
         if present != value:
             raise PlanError(f"{change.module!r} has {change.name}={present!r}; the edit expects {value!r}.")
+
+
+def _set_attributes(module: nn.Module, values: Iterable[tuple[Attribute, AttributeValue]]) -> None:
+    for change, value in values:
+        owner = module.get_submodule(change.module)
+        setattr(owner, change.name, value)
+        settle_(owner)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from lightning_compress.plan.edits import ATTRIBUTES
+from lightning_compress.plan.fewer_heads import settle_
 
 _REMEMBERED = ATTRIBUTES | {"training"}
 
@@ -34,6 +35,7 @@ class Shape:
             for key, value in slots.items():
                 if present.get(key) is not value:
                     setattr(owner, key, value)
+            settle_(owner)
 
 
 def _slots(owner: nn.Module) -> dict[str, Any]:

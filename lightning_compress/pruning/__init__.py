@@ -1,5 +1,6 @@
 """Pruning of single weights (to exact zeros) and of neurons (taken out for real)."""
 
+from lightning_compress.pruning.dead_neurons import DeadNeurons, dead_neurons
 from lightning_compress.pruning.evidence import Criterion, Evidence, needs, repairs
 from lightning_compress.pruning.masks import Masks
 from lightning_compress.pruning.neuron_pruning import NeuronPruning
@@ -15,6 +16,7 @@ from lightning_compress.surgery import find_weights
 __all__ = [
     "Allocation",
     "Criterion",
+    "DeadNeurons",
     "Evidence",
     "Masks",
     "NeuronPruning",
@@ -23,6 +25,7 @@ __all__ = [
     "Sensitivity",
     "SparsityRegularization",
     "WeightPruning",
+    "dead_neurons",
     "find_weights",
     "keep_top",
     "needs",

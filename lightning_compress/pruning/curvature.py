@@ -47,6 +47,8 @@ def curvature(
         raise CompressionError("There is no data to work out gradients on.")
     parameters = dict(module.named_parameters())
     weights = [parameters[name] for name in names]
+    for weight in weights:
+        weight.requires_grad_(True)  # frozen ones too: it is a copy
     second = bool({"hessian_gradient", "hessian_diagonal"} & set(kinds))
     found: dict[str, list[Tensor]] = {
         kind: [torch.zeros_like(w, dtype=torch.float32) for w in weights] for kind in kinds

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
+import torch
 from torch import Tensor
 
 from lightning_compress.errors import CompressionError, did_you_mean
@@ -96,6 +97,16 @@ class Evidence:
         [3.0, 3.0]
         """
         return scores.flatten(1).sum(dim=1) if self.of_neurons else scores
+
+
+def relative(scores: Tensor) -> Tensor:
+    """Scores of a group's neurons as multiples of their mean, so that groups of unlike scale can be compared.
+
+    >>> import torch
+    >>> relative(torch.tensor([1.0, 3.0])).tolist()
+    [0.5, 1.5]
+    """
+    return scores / scores.mean().clamp_min(torch.finfo(scores.dtype).tiny)
 
 
 Criterion: TypeAlias = Callable[[Evidence], Tensor]

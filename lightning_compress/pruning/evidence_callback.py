@@ -38,6 +38,8 @@ class EvidenceCallback(GradualCallback):
 
     def __init__(self, final: float, *, criterion: str | Criterion, data: Iterable[Any] | None, **options: Any) -> None:
         super().__init__(final, **options)
+        if data is not None and not isinstance(data, Iterable):
+            raise CompressionError(f"{self.state_key}(data={data!r}): give batches: a loader or a list.")
         if isinstance(data, Iterator):
             raise CompressionError(f"{self.state_key}(data=...): every cut reads it anew; give a loader or a list.")
         self._criterion: Criterion = resolve(criterion, "lightning_compress.pruning.criteria")

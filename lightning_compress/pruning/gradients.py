@@ -37,6 +37,7 @@ class GradientSums:
         self._module = module
         self._names = list(names)
         self.steps = 0
+        self._reached: set[str] = set()
         self._parameters = self._find()
         self._sums = {
             kind: {name: torch.zeros_like(one, dtype=torch.float32) for name, one in self._parameters.items()}
@@ -55,6 +56,7 @@ class GradientSums:
         if not gradients or (check and not bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all())):
             return
         self.steps += 1
+        self._reached.update(found)
         weights = [p.float() for p in found.values()]
         for kind, sums in self._sums.items():
             into = [self._on_device(sums, name, p) for name, p in found.items()]
@@ -64,10 +66,17 @@ class GradientSums:
         """Kind -> parameter -> mean over the steps; the movement is a sum.
 
         Raises:
-            CompressionError: no step has been counted.
+            CompressionError: no step has been counted, or none in which some parameter had a gradient.
         """
         if self.steps == 0:
             raise CompressionError("No gradients have been gathered yet: the criterion needs training steps first.")
+        without = [name for name in self._parameters if name not in self._reached]
+        if without:
+            layers = tuple(dict.fromkeys(name.rpartition(".")[0] or name for name in without))
+            raise CompressionError(
+                f"No gradient has reached {', '.join(map(repr, without))} (frozen, or not used in training), so the "
+                f"criterion would take it for worthless. Use criterion='magnitude', or exclude={layers!r}."
+            )
         return {
             kind: {name: one if kind == LASTING else one / self.steps for name, one in sums.items()}
             for kind, sums in self._sums.items()
@@ -76,6 +85,7 @@ class GradientSums:
     def reset(self) -> None:
         """Begin anew, after a cut; the movement goes on."""
         self.steps = 0
+        self._reached.clear()
         for kind, sums in self._sums.items():
             if kind != LASTING:
                 for one in sums.values():
@@ -83,22 +93,25 @@ class GradientSums:
 
     def follow(self, edit: Edit) -> Callable[[], None]:
         """Shrink with the network; what comes back begins at zero, a parameter that is gone is no longer counted."""
-        before = dict(self._sums)
+        before, former, steps, reached = dict(self._sums), self._parameters, self.steps, set(self._reached)
         self._parameters = self._find()
         for kind, sums in self._sums.items():
             self._sums[kind] = {
                 name: self._carried(edit, name, sums.get(name), one) for name, one in self._parameters.items()
             }
 
+        if not former.keys() >= self._parameters.keys():  # of a new module nothing is known yet
+            self.reset()
+
         def back() -> None:
-            self._sums, self._parameters = before, self._find()
+            self._sums, self._parameters, self.steps, self._reached = before, self._find(), steps, reached
 
         return back
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers and copies of tensors."""
         sums = {kind: {name: one.clone() for name, one in own.items()} for kind, own in self._sums.items()}
-        return {"steps": self.steps, "sums": sums}
+        return {"steps": self.steps, "reached": sorted(self._reached), "sums": sums}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`.
@@ -111,7 +124,7 @@ class GradientSums:
             if {n: s.shape for n, s in sums.items()} != {n: s.shape for n, s in other.items()}:
                 raise CompressionError(f"The checkpoint's sums of gradients ({kind}) are of other parameters.")
             self._sums[kind] = {name: other[name].to(one.device, copy=True) for name, one in sums.items()}
-        self.steps = state["steps"]
+        self.steps, self._reached = state["steps"], set(state["reached"])
 
     def _find(self) -> dict[str, nn.Parameter]:
         parameters = dict(self._module.named_parameters())

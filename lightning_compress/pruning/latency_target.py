@@ -11,7 +11,7 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.measure import check_runtime, compare_latency, runner
 from lightning_compress.plan import KeepIndices, Plan
 from lightning_compress.plan.edits import RegrowIndices
-from lightning_compress.pruning.neurons import Count, edit_for
+from lightning_compress.pruning.neurons import Count, aligned, edit_for
 from lightning_compress.surgery import Group, TracingInput, private_copy
 
 UNIT = 10**6
@@ -38,11 +38,11 @@ class LatencyCount:
     """
 
     def __init__(
-        self, module: nn.Module, tracing: TracingInput, *, runtime: str, batch_size: int, rounds: int = 30
+        self, module: nn.Module, tracing: TracingInput, runtime: str, batch_size: int, *, rounds: int = 30
     ) -> None:
         check_runtime(runtime)
         if tracing.kwargs or not all(isinstance(one, Tensor) for one in tracing.args):
-            raise CompressionError("speedup= times networks whose forward takes tensors by position alone.")
+            raise CompressionError("What is timed are networks whose forward takes tensors by position alone.")
         self._runtime, self._rounds, self._where = runtime, rounds, tracing.module
         self._inputs = [_of_size(one, batch_size) for one in tracing.args]
         self._present = private_copy(module)
@@ -70,6 +70,31 @@ class LatencyCount:
         return times["cut"].ratio.median
 
 
+def learned_alignment(
+    module: nn.Module, tracing: TracingInput, groups: Sequence[Group], runtime: str, batch_size: int, share: float
+) -> int:
+    """:func:`learn_alignment` for this network; once in a process for all networks of the same shapes.
+
+    Args:
+        module: the network.
+        tracing: a call that runs it.
+        groups: of the network.
+        runtime: "eager" or "onnxruntime".
+        batch_size: samples at a time.
+        share: of each group's units that is taken out for the trial.
+    """
+    shapes = tuple((name, tuple(parameter.shape)) for name, parameter in module.named_parameters())
+    inputs = tuple(tuple(one.shape[1:]) for one in tracing.args if isinstance(one, Tensor))
+    key = (runtime, batch_size, round(share, 3), inputs, shapes, tuple(group.name for group in groups))
+    if key not in _LEARNED:
+        latency, macs = LatencyCount(module, tracing, runtime, batch_size), Count(module, tracing, "macs")
+        _LEARNED[key] = learn_alignment(latency, macs, groups, share=share)
+    return _LEARNED[key]
+
+
+_LEARNED: dict[tuple[object, ...], int] = {}
+
+
 def learn_alignment(
     latency: LatencyCount, macs: Count, groups: Sequence[Group], *, share: float, alignments: Sequence[int] = ALIGNMENTS
 ) -> int:
@@ -84,7 +109,7 @@ def learn_alignment(
     """
     best, least = 1, float("inf")
     for multiple in alignments:
-        kept = {group.name: torch.arange(_rounded(group.size, share, multiple)) for group in groups}
+        kept = {g.name: torch.arange(_rounded(g.size, share, aligned(g, multiple))) for g in groups}
         time = latency.after(groups, kept) / max(1, macs.after(groups, kept))
         if time < least * (CLEARLY if least < float("inf") else 1):
             best, least = multiple, time

@@ -18,11 +18,27 @@ _NORMS = (nn.modules.batchnorm._NormBase,)
 
 
 def observed_layers(groups: Iterable[Group], needs: Collection[str]) -> list[str]:
-    """Layers whose inputs the evidence ``needs`` is of: those that read the neurons, those that make them, or none."""
+    """Layers whose inputs the evidence ``needs`` is of: those that read the neurons, those that make them, or none.
+
+    Raises:
+        CompressionError: there are none, or no Linear or convolution: attention and recurrent layers multiply
+            themselves.
+    """
     layers: set[str] = set()
+    blind: list[str] = []
     for group in groups:
-        layers.update(group.consumers if OUTPUTS & set(needs) else ())
-        layers.update(group.producers if INPUTS & set(needs) else ())
+        if OUTPUTS & set(needs):
+            layers.update(group.consumers)
+            blind += [] if group.consumers else group.producers
+        if INPUTS & set(needs):
+            layers.update(group.producers)
+            blind += [one for one, rows in group.rows.items() if any(not t.endswith(".weight") for t, _ in rows)]
+    if blind:
+        where = "of those that read them" if OUTPUTS & set(needs) else "of those that make them"
+        raise CompressionError(
+            f"The criterion looks at the inputs of layers, {where}, and for {', '.join(map(repr, blind))} these are "
+            f"no Linear and no convolution. Use criterion='magnitude' or 'taylor', or exclude={tuple(blind)!r}."
+        )
     return sorted(layers)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from math import inf
 from typing import Any
 
 import lightning as L
@@ -14,7 +15,7 @@ from lightning_compress.measure import check_runtime
 from lightning_compress.plan import KeepIndices
 from lightning_compress.pruning.evidence import WEIGHTS_ONLY, Criterion
 from lightning_compress.pruning.evidence_callback import EvidenceCallback
-from lightning_compress.pruning.latency_target import UNIT, LatencyCount, learn_alignment
+from lightning_compress.pruning.latency_target import UNIT, LatencyCount, learned_alignment
 from lightning_compress.pruning.neuron_evidence import evidence_of_group, observed_layers, weight_names
 from lightning_compress.pruning.neurons import (
     COUNTS,
@@ -31,10 +32,15 @@ from lightning_compress.surgery.compensation import compensation, write_
 from lightning_compress.surgery.targets import refuse_text
 from lightning_compress.training import Recovery, Schedule
 from lightning_compress.training.schedule import Shape
+from lightning_compress.values import is_number, is_whole
+
+OPTIMIZER = ("carry", "reset")
+"""What becomes of the optimizers' state in a cut."""
 
 
 class NeuronPruning(EvidenceCallback):
-    """Takes neurons of Linear layers and channels of convolutions out of the network, in cuts, while it trains.
+    """Takes neurons of Linear layers, channels of convolutions, whole heads of attention and hidden units of recurrent
+    layers out of the network, in cuts, while it trains.
 
     The network really shrinks: parameters, buffers and optimizer state are cut along, DDP is wrapped anew, and every
     checkpoint carries the Plan that gives a fresh module the same shape. A cut that is not exactly the same as zeroing
@@ -46,7 +52,8 @@ class NeuronPruning(EvidenceCallback):
             nearest reachable number counts as met.
         speedup: how many times as fast as before the first cut the network shall be, above 1: measured, side by side
             with the uncut network; the smallest excess that the widths allow counts as met.
-        runtime: where it is measured: "eager" or "onnxruntime" (fp32).
+        runtime: where the network is to run, and is measured: "eager" or "onnxruntime" (fp32). None is "eager" for a
+            ``speedup``; with an amount nothing is measured then.
         batch_size: samples at a time when it is measured.
         criterion: name of a function in ``pruning/criteria``, or any callable.
         schedule: name of a shape, a callable or a :class:`~lightning_compress.training.Schedule`.
@@ -55,8 +62,9 @@ class NeuronPruning(EvidenceCallback):
             cut; None gathers them from the training passes, for free.
         exclude: layers to leave alone, or modules with all their layers.
         min_channels: neurons that each layer keeps at least.
-        round_to: what a layer keeps is rounded up to a multiple of this; "auto" learns, for a ``speedup``, which one
-            the machine likes, and rounds nothing otherwise.
+        round_to: what a layer keeps is rounded up to a multiple of this, in entries of its weight (a head of 16 is one
+            of 8). "auto" learns by a few measurements at the start of the fit which multiple the machine likes; where
+            neither a ``speedup`` nor a ``runtime`` is given it rounds nothing: such a fit does not depend on a clock.
         compensate: refit what is left of the next layers' weights, and BatchNorm statistics, on ``data``, or without
             them on the batch at hand, wherever that lowers the loss there. None does so where ``data`` are given: one
             batch is little to fit weights to.
@@ -64,6 +72,8 @@ class NeuronPruning(EvidenceCallback):
             "Isomorphic Pruning for Vision Models", ECCV 2024).
         approximate: take neurons out, too, that a LayerNorm or a GroupNorm of one group averages over, which no cut
             can do exactly; the Journal names those norms.
+        optimizer: "carry" cuts what the optimizers keep (moments, momenta) along with the parameters; "reset" lets them
+            start anew after each cut. Learning rates and their schedules go on in either case.
         max_step: largest share of what is left that one cut takes; None is 20 %.
         name: distinguishes two of them in a Trainer.
 
@@ -84,7 +94,7 @@ class NeuronPruning(EvidenceCallback):
         *,
         of: str = "channels",
         speedup: float | None = None,
-        runtime: str = "eager",
+        runtime: str | None = None,
         batch_size: int = 1,
         criterion: str | Criterion = "magnitude",
         schedule: str | Shape | Schedule = "iterative",
@@ -96,6 +106,7 @@ class NeuronPruning(EvidenceCallback):
         compensate: bool | None = None,
         isomorphic: bool = False,
         approximate: bool = False,
+        optimizer: str = "carry",
         max_step: float | None = None,
         name: str | None = None,
     ) -> None:
@@ -111,25 +122,28 @@ class NeuronPruning(EvidenceCallback):
         )
         if of not in COUNTS:
             raise CompressionError(f"NeuronPruning(of={of!r}). {did_you_mean(of, COUNTS)}")
-        if min_channels < 1:
+        if optimizer not in OPTIMIZER:
+            raise CompressionError(f"NeuronPruning(optimizer={optimizer!r}). {did_you_mean(optimizer, OPTIMIZER)}")
+        if not is_whole(min_channels) or min_channels < 1:
             raise CompressionError(f"NeuronPruning(min_channels={min_channels}): a layer keeps at least one neuron.")
         if self.needs & WEIGHTS_ONLY:
             raise CompressionError(
                 f"The criterion {criterion!r} judges single weights, not neurons: use it with WeightPruning."
             )
         refuse_text(exclude, "exclude")
-        if not (round_to == "auto" or (type(round_to) is int and round_to >= 1)):
+        if not (round_to == "auto" or (is_whole(round_to) and round_to >= 1)):
             raise CompressionError(f'NeuronPruning(round_to={round_to!r}): a whole number from 1, or "auto".')
-        if batch_size < 1:
+        if not is_whole(batch_size) or batch_size < 1:
             raise CompressionError(f"NeuronPruning(batch_size={batch_size}): at least one sample is timed.")
-        if speedup is not None:
-            check_runtime(runtime)
+        check_runtime(runtime or "eager")
         self.of = of if speedup is None else "latency"
-        self.runtime, self.batch_size = runtime, batch_size
+        self.runtime, self.batch_size = runtime or "eager", batch_size
+        self._learns = round_to == "auto" and (speedup is not None or runtime is not None)
         self.compensate = data is not None if compensate is None else compensate
         self.isomorphic, self.approximate = isomorphic, approximate
+        self.optimizer = optimizer
         self.min_channels = min_channels
-        self._exclude = tuple(exclude)
+        self._exclude = tuple(exclude or ())
 
     def start_over(self) -> None:
         """Forget the reference count too."""
@@ -150,7 +164,7 @@ class NeuronPruning(EvidenceCallback):
         if self._base is None:
             everything = {group.name: torch.arange(group.size) for group in groups}
             self._base = UNIT if self.of == "latency" else self._count().after(groups, everything)
-            if self.of == "latency" and self.round_to == "auto":
+            if self._learns:
                 self._multiple = self.session.from_first(lambda: self._learn(groups))
                 self.session.write("decision", f"{self.state_key}: widths are rounded to {self._multiple}")
             self._choose(groups, {group.name: torch.zeros(group.size) for group in groups}, self.final)
@@ -179,6 +193,8 @@ class NeuronPruning(EvidenceCallback):
             text = f"took out {sum(selection.removed.values())} neurons: {removed}"
             self._compensate(selection.edit)
             self.session.apply(selection.edit)
+            if self.optimizer == "reset" and self.session.trainer is not None:
+                self.session.set_optimizer_state([{} for _ in self.session.trainer.optimizers])
             self.session.write("decision", text)
         self.forget_evidence()
         return selection.reached
@@ -286,10 +302,9 @@ class NeuronPruning(EvidenceCallback):
         return {}, 0.0, 0.0
 
     def _learn(self, groups: Groups) -> int:
-        macs = Count(self.session.module, self.session.tracing, "macs")
-        count = self._count()
-        assert isinstance(count, LatencyCount)
-        return learn_alignment(count, macs, groups, share=self.final)
+        share = 1 - (1 - self.final) ** 0.5 if self.of in ("params", "macs") else self.final
+        module, tracing = self.session.module, self.session.tracing
+        return learned_alignment(module, tracing, groups, self.runtime, self.batch_size, share)
 
     def _groups(self) -> Groups:
         exclude = (*self._exclude, *self._left_alone)
@@ -303,9 +318,7 @@ class NeuronPruning(EvidenceCallback):
 
     def _count(self) -> Count | LatencyCount:
         if self.of == "latency":
-            return LatencyCount(
-                self.session.module, self.session.tracing, runtime=self.runtime, batch_size=self.batch_size
-            )
+            return LatencyCount(self.session.module, self.session.tracing, self.runtime, self.batch_size)
         return Count(self.session.module, self.session.tracing, self.of)
 
 
@@ -316,7 +329,7 @@ def _share(amount: float | None, speedup: float | None) -> float:
     if speedup is None:
         assert amount is not None
         return amount
-    if not speedup > 1:
+    if not is_number(speedup) or not 1 < speedup < inf:
         raise CompressionError(f"NeuronPruning(speedup={speedup}): 2.0 is twice as fast; it has to be above 1.")
     return 1 - 1 / speedup
 

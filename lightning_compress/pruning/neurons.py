@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from math import isfinite, prod
+from math import gcd, isfinite, prod
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.measure import measure
 from lightning_compress.plan import KeepIndices
 from lightning_compress.plan.edits import first_names, named_tensors
-from lightning_compress.pruning.evidence import Criterion, Evidence
+from lightning_compress.pruning.evidence import Criterion, Evidence, relative
 from lightning_compress.random_states import isolated_random_states
 from lightning_compress.surgery import Group, TracingInput, evaluation_mode, merge, private_copy
 from lightning_compress.surgery.compensation import write_
@@ -73,8 +73,7 @@ def judge(criterion: Criterion, evidence: Evidence) -> Tensor:
     units = len(evidence.weight)
     scores = criterion(evidence).float()
     if scores.shape == evidence.weight.shape and scores.dim() > 1:
-        scores = scores.square().sum(dim=1).sqrt()
-        scores = scores / scores.mean().clamp_min(torch.finfo(scores.dtype).tiny)
+        scores = relative(scores.square().sum(dim=1).sqrt())
     if scores.shape != (units,):
         raise CompressionError(
             f"The criterion gave scores of shape {tuple(scores.shape)} for {evidence.name!r}; expected ({units},) or "
@@ -213,7 +212,8 @@ def select(
         base: how much there was at first.
         target: share of ``base``.
         min_channels: neurons that a group keeps.
-        round_to: what a group keeps is rounded up to a multiple of this, or to all that it has.
+        round_to: what a group keeps is rounded up to a multiple of this, or to all that it has; counted in what a
+            layer's width is counted in, so a head of 16 entries is a multiple of 8 already.
         at_least: meet the target with the smallest excess rather than from whichever side is nearer.
 
     Raises:
@@ -244,6 +244,18 @@ def select(
     return Selection(edit_for(groups, kept), gone(best), removed, kept)
 
 
+def aligned(group: Group, round_to: int) -> int:
+    """Of how many units of ``group`` the tensors' dimensions are a multiple of ``round_to``.
+
+    >>> from lightning_compress.surgery import Coupled
+    >>> heads = Coupled("fused.weight", 0, torch.arange(4).repeat_interleave(6))
+    >>> aligned(Group("fused", 4, ("fused",), (), (heads,), ()), 8)
+    4
+    """
+    width = min(int((part.units >= 0).sum()) // group.size for part in group.coupled)
+    return round_to // gcd(round_to, max(1, width))
+
+
 def edit_for(groups: Sequence[Group], kept: Mapping[str, Tensor]) -> KeepIndices | None:
     """One edit that leaves ``kept`` units of each group; None where all stay."""
     shrinking = [group for group in groups if kept[group.name].numel() < group.size]
@@ -268,7 +280,7 @@ class _Queue:
     def __init__(
         self, groups: Sequence[Group], scores: Mapping[str, Tensor], min_channels: int, round_to: int = 1
     ) -> None:
-        self._round_to = round_to
+        self._multiples = [aligned(group, round_to) for group in groups]
         orders = [scores[group.name].argsort(stable=True)[: max(group.size - min_channels, 0)] for group in groups]
         order = torch.cat([scores[group.name][one] for group, one in zip(groups, orders, strict=True)]).argsort(
             stable=True
@@ -286,7 +298,7 @@ class _Queue:
         kept = {}
         for position, (name, size) in enumerate(self._sizes.items()):
             gone = units[owners == position]
-            surplus = -(size - len(gone)) % self._round_to
+            surplus = -(size - len(gone)) % self._multiples[position]
             gone = gone[: max(0, len(gone) - surplus)]  # in the order in which they go
             stays = torch.ones(size, dtype=torch.bool).index_fill_(0, gone, False)
             kept[name] = torch.nonzero(stays).flatten()

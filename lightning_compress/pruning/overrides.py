@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor
 
 from lightning_compress.errors import CompressionError, did_you_mean
+from lightning_compress.pruning.seats import share_out
 from lightning_compress.pruning.weights import Allocation, Scores
+from lightning_compress.values import is_number
 
 DEFAULT = "default"
 
@@ -25,7 +27,7 @@ def split_overrides(allocation: Mapping[str, Any]) -> tuple[Any, dict[str, float
     """
     shares = {pattern: share for pattern, share in allocation.items() if pattern != DEFAULT}
     for pattern, share in shares.items():
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+        if not isinstance(pattern, str) or not is_number(share) or not 0 <= share < 1:
             raise CompressionError(
                 f"allocation={{{pattern!r}: {share!r}}}: give each pattern the share of its zeros, in [0, 1); what "
                 f'allocates the rest stands under "{DEFAULT}".'
@@ -43,18 +45,10 @@ def with_overrides(allocation: Allocation, shares: Mapping[str, float], final: f
     """
 
     def allocate(scores: Mapping[str, Tensor], drop: int) -> dict[str, int]:
-        own = {name: share for name in scores if (share := share_of(name, shares)) is not None}
         sizes = {name: score.numel() for name, score in scores.items()}
         progress = min(1.0, drop / max(1.0, final * sum(sizes.values())))
-        counts = {name: round(share * progress * sizes[name]) for name, share in own.items()}
-        rest = [name for name in scores if name not in own]
+        counts, rest = _counts(sizes, shares, drop, progress)
         left = drop - sum(counts.values())
-        if not 0 <= left <= sum(sizes[name] for name in rest):
-            raise CompressionError(
-                f"The shares given by name make {sum(counts.values())} zeros of {drop}, and {left} are left for the "
-                f"other "
-                f"{len(rest)} weights. Change sparsity=, or the shares in allocation=."
-            )
         others = allocation(Scores(rest, scores.__getitem__), left) if rest else {}
         return {name: counts[name] if name in counts else others[name] for name in scores}
 
@@ -73,12 +67,42 @@ def share_of(name: str, shares: Mapping[str, float]) -> float | None:
     return found[-1] if found else None
 
 
-def check_overrides(names: Sequence[str], shares: Mapping[str, float]) -> None:
-    """Refuse patterns that match no weight.
+def check_overrides(sizes: Mapping[str, int], shares: Mapping[str, float], final: float) -> None:
+    """Refuse patterns that match no weight, and shares that leave the other weights more to give than they have.
+
+    Args:
+        sizes: parameter -> number of entries.
+        shares: pattern -> share.
+        final: share of zeros in all at the end.
 
     Raises:
         CompressionError: with the nearest names.
     """
     for pattern, share in shares.items():
-        if not any(share_of(name, {pattern: share}) is not None for name in names):
-            raise CompressionError(f"allocation: {pattern!r} matches no weight. {did_you_mean(pattern, names)}")
+        if not any(share_of(name, {pattern: share}) is not None for name in sizes):
+            raise CompressionError(f"allocation: {pattern!r} matches no weight. {did_you_mean(pattern, sizes)}")
+    if shares:
+        _counts(sizes, shares, round(final * sum(sizes.values())), 1.0)
+
+
+def _around(share: float, level: float) -> float:
+    """From 0 at level 0 over ``share`` at a half to 1 at level 1."""
+    return 2 * level * share if level < 0.5 else share + (2 * level - 1) * (1 - share)
+
+
+def _counts(
+    sizes: Mapping[str, int], shares: Mapping[str, float], drop: int, progress: float
+) -> tuple[dict[str, int], list[str]]:
+    """The zeros of weights with a share of their own, and the other weights, which give what is left of ``drop``."""
+    own = {name: share for name in sizes if (share := share_of(name, shares)) is not None}
+    counts = {name: round(share * progress * sizes[name]) for name, share in own.items()}
+    rest = [name for name in sizes if name not in own]
+    left = drop - sum(counts.values())
+    if not rest and abs(left) <= len(own):  # what rounding leaves
+        return share_out(sizes, lambda name, level: _around(own[name], level), drop), rest
+    if not 0 <= left <= sum(sizes[name] for name in rest):
+        raise CompressionError(
+            f"The shares given by name make {sum(counts.values())} zeros of {drop}, and {left} are left for the other "
+            f"{len(rest)} weights. Change sparsity=, or the shares in allocation=."
+        )
+    return counts, rest

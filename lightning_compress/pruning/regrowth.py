@@ -16,6 +16,7 @@ from lightning_compress.errors import CompressionError, did_you_mean
 from lightning_compress.pruning.evidence import NEURONS_ONLY, Criterion, needs_of
 from lightning_compress.pruning.threshold import keep_top
 from lightning_compress.registry import names, resolve
+from lightning_compress.values import is_number
 
 METHODS = {"rigl": "gradient", "set": "random"}
 """Names from the literature -> criterion by which masked weights come back."""
@@ -53,11 +54,11 @@ class Regrowth:
         if isinstance(self.grow, str) and self.grow not in METHODS and self.grow not in (DENSE, *names(_CRITERIA)):
             known = (*METHODS, DENSE, *names(_CRITERIA))
             raise CompressionError(f"Regrowth(grow={self.grow!r}). {did_you_mean(self.grow, known)}")
-        if not 0 < self.share < 1:
+        if not is_number(self.share) or not 0 < self.share < 1:
             raise CompressionError(f"Regrowth(share={self.share!r}): a share in (0, 1) is needed.")
-        if not 0 < self.every < inf:
+        if not is_number(self.every) or not 0 < self.every < inf:
             raise CompressionError(f"Regrowth(every={self.every!r}): epochs between exchanges must be above 0.")
-        if not 0 <= self.end < inf or (isinstance(self.end, float) and self.end > 1):
+        if not is_number(self.end) or not 0 <= self.end < inf or (isinstance(self.end, float) and self.end > 1):
             raise CompressionError(f"Regrowth(end={self.end!r}): a share of the fit in [0, 1], or epochs as an int.")
         if self.criterion is not None and needs_of(self.criterion) & (NEURONS_ONLY | {"moments"}):
             raise CompressionError(f"Regrowth(grow={self.grow!r}): it cannot judge weights that are zero.")

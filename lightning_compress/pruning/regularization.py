@@ -18,6 +18,7 @@ from lightning_compress.surgery.targets import refuse_text
 from lightning_compress.training import CompressionCallback
 from lightning_compress.training.horizon import length_of_fit
 from lightning_compress.training.schedule import Shape
+from lightning_compress.values import is_number
 
 Penalty: TypeAlias = Callable[[nn.Module, Sequence[Group]], Mapping[str, Tensor]]
 """``f(module, groups)``: the gradient of the penalty, by parameter."""
@@ -61,9 +62,9 @@ class SparsityRegularization(CompressionCallback):
         name: str | None = None,
     ) -> None:
         super().__init__(name)
-        if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength < float("inf"):
+        if not is_number(strength) or not 0 <= strength < float("inf"):
             raise CompressionError(f"{self.state_key}: strength={strength!r} is not a factor of 0 or more.")
-        if not 0 < until <= 1:
+        if not is_number(until) or not 0 < until <= 1:
             raise CompressionError(f"{self.state_key}: until={until!r} is not a share of the fit in (0, 1].")
         refuse_text(exclude, "exclude")
         self._penalty: Penalty = resolve(penalty, "lightning_compress.pruning.penalties")
@@ -71,7 +72,7 @@ class SparsityRegularization(CompressionCallback):
         if growth != CONSTANT:
             self._growth = resolve(growth, "lightning_compress.training.schedules")
         self.strength, self.until = strength, until
-        self._exclude = tuple(exclude)
+        self._exclude = tuple(exclude or ())
         self._horizon: float | None = None
         self._groups: list[Group] | None = None
 

@@ -15,6 +15,7 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.plan import named_tensors
 from lightning_compress.training import Session
 from lightning_compress.training.optimizers import OptimizerState
+from lightning_compress.values import is_number
 
 INIT = "init"
 
@@ -86,7 +87,7 @@ def check_rewind(rewind: Any) -> None:
     """
     if rewind in (INIT, None) and not isinstance(rewind, bool):
         return
-    wrong = isinstance(rewind, bool) or not isinstance(rewind, int | float) or not 0 <= rewind < inf
+    wrong = not is_number(rewind) or not 0 <= rewind < inf
     if wrong or (isinstance(rewind, float) and rewind > 1):
         raise CompressionError(
             f'rewind={rewind!r}: give "init", epochs as an int, or a share of the fit in [0, 1] as a float.'

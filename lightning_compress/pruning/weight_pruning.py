@@ -117,7 +117,7 @@ class WeightPruning(EvidenceCallback):
             raise CompressionError("regrow= exchanges single weights and would break pattern=. Use one of them.")
         refuse_text(targets, "targets")
         refuse_text(exclude, "exclude")
-        self._patterns = (targets, tuple(exclude))
+        self._patterns = (targets, tuple(exclude or ()))
         self._handles: list[Any] = []
 
     @property
@@ -178,7 +178,7 @@ class WeightPruning(EvidenceCallback):
         """Find the weights that are meant; apply the masks after every optimizer step from here on."""
         super().on_fit_start(trainer, pl_module)
         weights = find_weights(pl_module, *self._patterns)
-        check_overrides(list(weights), self._shares)
+        check_overrides({name: weight.numel() for name, weight in weights.items()}, self._shares, self.final)
         if self.needs & INPUTS:
             check_layers(pl_module, weights)
         for name, weight in weights.items():

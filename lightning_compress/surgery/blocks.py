@@ -10,7 +10,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_compress.errors import CompressionError, did_you_mean
 from lightning_compress.plan.pass_through import PassThrough
-from lightning_compress.surgery.tracing import TracingInput, evaluation_mode, float32, private_copy, tensors_in
+from lightning_compress.surgery.tracing import (
+    TracingInput,
+    evaluation_mode,
+    exact_arithmetic,
+    float32,
+    private_copy,
+    tensors_in,
+)
 from lightning_compress.surgery.verification import evaluate
 
 ALIKE = 1e-3
@@ -75,12 +82,9 @@ def _calls(network: nn.Module, tracing: TracingInput) -> dict[str, tuple[Tensor,
                 calls[name] = args[0], output, order.count(name)
 
         handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
         evaluate(network, tracing)
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
         for handle in handles:
             handle.remove()
     return {name: calls[name] for name in dict.fromkeys(order) if name in calls}
@@ -112,15 +116,11 @@ def _is_residual(network: nn.Module, tracing: TracingInput, name: str) -> bool:
             part.weight.fill_(1.0)
     seen: list[tuple[Tensor, Tensor]] = []
     block.register_forward_hook(lambda _, args, output: seen.append((args[0], output)))
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with evaluation_mode(duplicate):
+        with evaluation_mode(duplicate), exact_arithmetic(duplicate):
             tracing.run(duplicate)
     except Exception:
         return False
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
     value, output = seen[0]
     if float(value.abs().max()) == 0 or float(output.abs().max()) == 0:
         return False

@@ -114,9 +114,7 @@ def _follow(network: nn.Module, tracing: TracingInput, *, even: bool = False) ->
     tracer = UnitTracer(labels, known, even=even)
     watch = Watch(axes, tracer)
     watch.attach(network)
-    fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
-        torch.backends.mha.set_fastpath_enabled(False)
         with (
             torch.inference_mode(False),
             torch.no_grad(),
@@ -135,7 +133,6 @@ def _follow(network: nn.Module, tracing: TracingInput, *, even: bool = False) ->
             f"{type(network).__name__} cannot be traced with a call of {tracing.module or 'its forward'!r}: {error}"
         ) from error
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
         watch.detach()
     for output in outputs:
         found = tracer.get(output)
@@ -187,7 +184,10 @@ class _Families:
         self._refused: dict[str, str] = dict(axes.refused)
         for name in self.layers:
             if name not in ran:
-                self.refuse(name, "the traced call does not run it")
+                around = self._modules.get(name.rpartition(".")[0])
+                inner = isinstance(around, nn.MultiheadAttention)
+                reason = "its outputs are the width of the attention around it, which is fixed"
+                self.refuse(name, reason if inner else "the traced call does not run it")
             if name in excluded:
                 self._refused[name] = "it is excluded"
 
@@ -284,6 +284,8 @@ class _Families:
 
 def _counting_heads(network: nn.Module, group: Group, tracing: TracingInput) -> Group:
     """The group with the attributes that count its heads, where its units are heads of attention; else as it is."""
+    if any(part.name == "num_heads" for part in group.attributes):  # nn.MultiheadAttention's rule has them
+        return group
     width = max(part.units.numel() for part in group.coupled if part.tensor.endswith("weight"))
     around = [(name, module) for name, module in network.named_modules() if _contains(name, group.producers)]
     for name, module in reversed(around):

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.parametrize import is_parametrized
 
+from lightning_compress.plan.fewer_heads import has_plain_heads
 from lightning_compress.surgery.labels import Labels, along, varies
 from lightning_compress.surgery.ports import CONVOLUTIONS, input_dim
 from lightning_compress.surgery.tracing import tensors_in
@@ -281,14 +282,26 @@ def _recurrent(axes: LayerAxes, tracer: UnitTracer, layer: Any, inputs: list[Ten
             tracer.set(output, along(wide, -1, output.shape))
 
 
-def _split_attention(
-    axes: LayerAxes, tracer: UnitTracer, layer: Any, inputs: list[Tensor], outputs: list[Tensor]
-) -> None:
-    """A unit is a head; the width outside stays, for ``nn.MultiheadAttention`` and for ours with fewer heads."""
-    reason = f"the width of a {type(layer).__name__} is fixed"
-    axes.refuse_inputs(tracer, inputs, layer, reason)
-    if type(layer) is nn.MultiheadAttention:
-        axes.refuse_outputs(layer, "nn.MultiheadAttention keeps its heads; Linear layers for q, k and v can lose them")
+def _attention(axes: LayerAxes, tracer: UnitTracer, layer: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+    """A unit is a head; the width outside stays."""
+    axes.refuse_inputs(tracer, inputs, layer, "the width of an nn.MultiheadAttention is fixed")
+    if not has_plain_heads(layer):
+        axes.refuse_outputs(layer, f"{type(layer).__name__} may do with its heads what no rule knows of")
+        return
+    name = axes.names[layer]
+    if (name, "num_heads") not in axes.axes:
+        axes.axes[name, "num_heads"] = axes.labels.fresh(layer.num_heads)
+    heads = axes.axes[name, "num_heads"]
+    own = heads.repeat_interleave(layer.head_dim)
+    packed = layer.in_proj_weight is not None
+    rows = [("in_proj_weight", 0)] if packed else [(f"{one}_proj_weight", 0) for one in "qkv"]
+    for key, dim in [*rows, ("in_proj_bias", 0), ("bias_k", 2), ("bias_v", 2)]:
+        if getattr(layer, key) is not None:
+            own_here = own.repeat(3) if key.startswith("in_proj") else own
+            axes.labels.join(axes.tensor(layer, key, dim), own_here)
+    axes.labels.join(axes.tensor(layer.out_proj, "weight", 1), own)
+    axes.counts(layer.out_proj, "in_features", own)
+    axes.makes(layer, heads, rows)
 
 
 def _parametrized(
@@ -316,7 +329,7 @@ _RULES: tuple[tuple[Any, Rule], ...] = (
     (nn.Embedding, _embedding),
     (nn.PReLU, _prelu),
     (nn.RNNBase, _recurrent),
-    (nn.MultiheadAttention, _split_attention),
+    (nn.MultiheadAttention, _attention),
 )
 
 

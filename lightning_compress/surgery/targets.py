@@ -67,13 +67,16 @@ def _covers(pattern: str, name: str) -> bool:
 
 
 def refuse_text(patterns: Sequence[str] | None, argument: str) -> None:
-    """Refuse one name in the place of a list of names.
+    """Refuse one name, or anything else, in the place of a list of names.
 
     Raises:
-        CompressionError: ``patterns`` is a string; the message has the way out.
+        CompressionError: ``patterns`` is a string, or no list of strings; the message has the way out.
     """
     if isinstance(patterns, str):
         raise CompressionError(f"{argument}={patterns!r} is one name; write {argument}=({patterns!r},).")
+    listed = isinstance(patterns, Collection) and all(isinstance(pattern, str) for pattern in patterns)
+    if patterns is not None and not listed:
+        raise CompressionError(f"{argument}={patterns!r} is no list of names.")
 
 
 def _plain(name: str) -> str:

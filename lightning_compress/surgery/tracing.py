@@ -145,20 +145,23 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def exact_arithmetic(module: nn.Module) -> Iterator[None]:
-    """Neither autocast nor TF32 inside, on the device of ``module``: what is computed twice can be compared."""
+    """Inside, what is computed twice can be compared, on the device of ``module``: neither autocast nor TF32, nor the
+    fused operation of ``nn.TransformerEncoderLayer``, which reads the weights past every hook.
+    """
     device = next((tensor.device.type for tensor in module.parameters()), "cpu")
-    if device != "cuda":
-        with torch.autocast(device, enabled=False):
-            yield
-        return
-    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul, convolution, attention = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mha
     before = matmul.allow_tf32, convolution.allow_tf32
-    matmul.allow_tf32 = convolution.allow_tf32 = False
+    fused = attention.get_fastpath_enabled()
+    attention.set_fastpath_enabled(False)
+    if device == "cuda":
+        matmul.allow_tf32 = convolution.allow_tf32 = False
     try:
         with torch.autocast(device, enabled=False):
             yield
     finally:
-        matmul.allow_tf32, convolution.allow_tf32 = before
+        attention.set_fastpath_enabled(fused)
+        if device == "cuda":
+            matmul.allow_tf32, convolution.allow_tf32 = before
 
 
 def float32(tensor: Tensor) -> Tensor:

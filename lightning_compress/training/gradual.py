@@ -18,6 +18,7 @@ from lightning_compress.training.horizon import keep_horizon
 from lightning_compress.training.recovery import Gate, Recovery
 from lightning_compress.training.schedule import DEFAULT_MAX_STEP, Schedule, Shape, Target
 from lightning_compress.training.snapshot import Snapshot
+from lightning_compress.values import is_number
 
 
 class GradualCallback(CompressionCallback):
@@ -44,9 +45,9 @@ class GradualCallback(CompressionCallback):
         name: str | None,
     ) -> None:
         super().__init__(name)
-        if isinstance(final, bool) or not isinstance(final, int | float) or not 0 <= final < 1:
+        if not is_number(final) or not 0 <= final < 1:
             raise CompressionError(f"{self.state_key}: {final!r} is not a share in [0, 1); 0.9 takes nine tenths away.")
-        if max_step is not None and not (isinstance(max_step, int | float) and 0 < max_step <= 1):
+        if max_step is not None and not (is_number(max_step) and 0 < max_step <= 1):
             raise CompressionError(f"{self.state_key}: max_step={max_step} is not a share in (0, 1].")
         self.final = final
         self.schedule = schedule if isinstance(schedule, Schedule) else Schedule(schedule)

@@ -232,7 +232,8 @@ class AuxiliaryOptimizer:
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         _average(self.parameters.values())
         if gradients:
-            torch._foreach_mul_(gradients, 1.0 / self._scale())
+            if (scale := self._scale()) != 1:
+                torch._foreach_mul_(gradients, 1.0 / scale)
             norm = torch.stack(torch._foreach_norm(gradients)).norm()
             if bool(torch.isfinite(norm)):
                 if self.clip_norm is not None and norm > self.clip_norm:

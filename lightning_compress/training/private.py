@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from inspect import signature
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -146,23 +147,63 @@ def _spread_samples(loader: Any, samples: int) -> Iterator[Any]:
         yield loader.collate_fn([dataset[index] for index in indices[start : start + size]])
 
 
-def rehearse_training_step(module: nn.Module, trainer: L.Trainer, batch: Any) -> Any:
-    """What ``training_step`` of a copy returns, which reads the Trainer but logs nothing and steps no optimizer."""
+def rehearse_training_step(module: nn.Module, trainer: L.Trainer, batch: Any, step: str = "training_step") -> Any:
+    """What a step of a copy returns, which reads the Trainer and fills the copy's gradients, but logs nothing and
+    steps no optimizer.
+    """
     assert isinstance(module, L.LightningModule)
-    idle = [_Idle() for _ in trainer.optimizers]
+    mine = dict(module.named_parameters())
+    twins = {id(p): mine[name] for name, p in trainer.lightning_module.named_parameters() if name in mine}
     module.trainer = trainer
-    for name in ("log", "log_dict", "toggle_optimizer", "untoggle_optimizer", "manual_backward", "clip_gradients"):
+    for name in ("log", "log_dict", "toggle_optimizer", "untoggle_optimizer", "clip_gradients"):
         module.__dict__[name] = _do_nothing
-    for name in ("optimizers", "lr_schedulers"):
-        module.__dict__[name] = lambda *_, **__: idle[0] if len(idle) == 1 else idle
-    return module.training_step(batch, 0)
+    module.__dict__["manual_backward"] = _backward
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    for name, acting in (("optimizers", trainer.optimizers), ("lr_schedulers", schedulers)):
+        module.__dict__[name] = _Idles([_Idle(one, twins) for one in acting])
+    method = getattr(module, step)
+    return method(batch, 0, **({"dataloader_idx": 0} if "dataloader_idx" in signature(method).parameters else {}))
+
+
+class _Idles:
+    """What ``self.optimizers()`` or ``self.lr_schedulers()`` gives in a rehearsal."""
+
+    def __init__(self, idle: list[_Idle]) -> None:
+        self._idle = idle
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        if len(self._idle) == 1:
+            return self._idle[0]
+        return self._idle or None
 
 
 class _Idle:
-    """An optimizer or scheduler of a rehearsal: whatever is asked of it, it does nothing."""
+    """An optimizer or scheduler of a rehearsal: it can be looked at, and does nothing but run a closure."""
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
+    def __init__(self, acting: Any, twins: dict[int, nn.Parameter]) -> None:
+        self._acting, self._twins = acting, twins
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        groups = self._acting.param_groups
+        return [{**group, "params": [self._twins.get(id(p), p) for p in group["params"]]} for group in groups]
+
+    def step(self, closure: Any = None, *_: Any, **__: Any) -> Any:
+        return closure() if callable(closure) else None
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._acting, name, _do_nothing)
+        if name in _LOOKED_AT or not callable(found):
+            return found
         return nullcontext if name.startswith("toggle") else _do_nothing
+
+
+_LOOKED_AT = ("get_last_lr", "state_dict")
+
+
+def _backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+    if loss.requires_grad:
+        loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
 
 
 def _do_nothing(*_: Any, **__: Any) -> None:

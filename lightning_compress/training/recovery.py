@@ -10,6 +10,7 @@ from math import inf
 from typing import Any, Literal
 
 from lightning_compress.errors import CompressionError, did_you_mean
+from lightning_compress.values import is_number, is_whole
 
 MODES = ("max", "min")
 FAILURES = ("rollback", "stop", "continue")
@@ -47,14 +48,16 @@ class Recovery:
     on_failure: str = "rollback"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.monitor, str) or not self.monitor:
+            raise CompressionError(f"Recovery(monitor={self.monitor!r}): give the name of a metric that is validated.")
         for name, value, known in (("mode", self.mode, MODES), ("on_failure", self.on_failure, FAILURES)):
             if value not in known:
                 raise CompressionError(f"Recovery({name}={value!r}). {did_you_mean(str(value), known)}")
-        if not isinstance(self.tolerance, int | float) or not 0 <= self.tolerance < inf:
+        if not is_number(self.tolerance) or not 0 <= self.tolerance < inf:
             raise CompressionError(
                 f"Recovery(tolerance={self.tolerance!r}): an absolute difference of 0 or more is needed."
             )
-        if not isinstance(self.patience, int) or self.patience < 1:
+        if not is_whole(self.patience) or self.patience < 1:
             raise CompressionError(
                 f"Recovery(patience={self.patience!r}): at least one validation is needed to see a recovery."
             )

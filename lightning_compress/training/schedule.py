@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.registry import resolve
+from lightning_compress.values import is_number, is_whole
 
 Shape: TypeAlias = Callable[[float, float], float]
 DEFAULT_MAX_STEP = 0.2
@@ -49,16 +50,18 @@ class Schedule:
     def __post_init__(self) -> None:
         resolve(self.shape, "lightning_compress.training.schedules")
         for name, value in (("start", self.start), ("end", self.end)):
-            if not isinstance(value, int | float) or not 0 <= value < inf or (isinstance(value, float) and value > 1):
+            if not is_number(value) or not 0 <= value < inf or (isinstance(value, float) and value > 1):
                 raise CompressionError(
                     f"Schedule({name}={value}): give a share of the fit in [0, 1] as a float, or epochs as an int."
                 )
-        if self.every is not None and not (isinstance(self.every, int | float) and 0 < self.every < inf):
+        if self.every is not None and not (is_number(self.every) and 0 < self.every < inf):
             raise CompressionError(f"Schedule(every={self.every}): epochs between cuts must be above 0.")
-        if self.rounds is not None and not (isinstance(self.rounds, int) and self.rounds >= 1):
+        if self.rounds is not None and not (is_whole(self.rounds) and self.rounds >= 1):
             raise CompressionError(f"Schedule(rounds={self.rounds}): at least one round is needed.")
         if self.every is not None and self.rounds is not None:
             raise CompressionError("Schedule: give every or rounds, not both.")
+        if type(self.start) is type(self.end) and self.start > self.end:
+            raise CompressionError(f"Schedule(start={self.start}, end={self.end}): there is no time for a cut.")
 
     def targets(self, final: float, *, horizon: float, max_step: float | None = None) -> tuple[Target, ...]:
         """The list of targets up to ``final`` for a fit of ``horizon`` epochs.

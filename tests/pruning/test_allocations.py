@@ -240,7 +240,19 @@ def test_shares_that_cannot_add_up_are_refused():
     with pytest.raises(CompressionError, match=r"in \[0, 1\)"):
         split_overrides({"fc": 1.0})
     with pytest.raises(CompressionError, match="'fd' matches no weight. Did you mean"):
-        check_overrides(["fc", "head"], {"fd": 0.5})
+        check_overrides({"fc": 8, "head": 4}, {"fd": 0.5}, 0.5)
+    with pytest.raises(CompressionError, match="10 are left for the other 1 weights"):
+        check_overrides({"fc": 8, "head": 4}, {"fc": 0.1}, 0.9)
+
+
+def test_shares_given_for_every_weight_are_rounded_to_the_sum():
+    given = scores()
+    for share in (0.3, 0.5, 0.7):
+        allocation = with_overrides(uniform, {"*": 0.7}, final=0.7)
+        drop = round(share * size(given))
+        counts = allocation(given, drop)
+        assert sum(counts.values()) == drop
+        assert all(abs(counts[name] / one.numel() - share) < 0.02 for name, one in given.items())
 
 
 def test_the_threshold_is_exact_over_many_chunks_and_ties(monkeypatch):

@@ -205,3 +205,12 @@ def test_scores_that_are_not_finite_are_refused_with_the_layer_named(bad):
         judge(magnitude, Evidence("fc", weight, of_neurons=True))
     with pytest.raises(CompressionError, match="NaN or infinity for 'fc'"):
         judged(magnitude, weight)
+
+
+def test_neurons_of_layers_with_large_inputs_are_not_all_that_wanda_keeps():
+    """Pictures of 0 to 16 in the first layer: what is compared among layers is relative to the layer."""
+    judged = resolve("wanda", PACKAGE)
+    weight = torch.randn(8, 4)
+    scores = [judged(Evidence("fc", weight, of_neurons=True, input_norm=torch.full((8, 4), size))) for size in (1, 16)]
+    torch.testing.assert_close(*scores)
+    assert scores[0].shape == (8,)

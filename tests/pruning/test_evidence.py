@@ -288,3 +288,37 @@ def test_obs_in_a_fit_leaves_outputs_nearer_than_magnitude():
         with pytest.raises(Stop):
             fit(module, Once(0.7, criterion=criterion, data=loader(), name=criterion, **options), max_epochs=1)
     assert changes["obs"] < 0.5 * changes["magnitude"]
+
+
+def test_a_frozen_layer_is_not_taken_for_worthless():
+    """Its gradients are nothing, not zero: a criterion of training steps is refused, one on a copy sees them."""
+
+    class Frozen(User):
+        def __init__(self):
+            super().__init__()
+            self.network[0].requires_grad_(False)
+
+    module, options = Frozen(), {"schedule": Schedule("linear", start=0, end=1, rounds=2), "max_step": 0.6}
+    with pytest.raises(CompressionError, match=r"No gradient has reached 'network.0.weight'.*exclude=\('network.0',\)"):
+        fit(module, lc.WeightPruning(0.5, criterion="taylor", **options), max_epochs=2)
+    assert not (module.network[0].weight == 0).any()
+    fit(module, lc.WeightPruning(0.5, criterion="snip", **options), max_epochs=2)
+    assert 0.2 < float((module.network[0].weight == 0).float().mean()) < 0.8
+
+
+def test_of_a_new_module_nothing_is_known_until_it_has_been_trained():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    sums = GradientSums(net, ["0.weight", "1.weight", "1.0.weight"], ["gradient"])
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    sums.add()
+    spec = {
+        "type": "Sequential",
+        "children": [["0", {"type": "Linear", "arguments": {"in_features": 2, "out_features": 1}}]],
+    }
+    edit = lc.plan.ReplaceModule("1", spec)
+    edit.apply(net)
+    back = sums.follow(edit)
+    assert sums.steps == 0
+    back()
+    assert sums.steps == 1

@@ -12,7 +12,7 @@ from torch import nn
 
 import lightning_compress as lc
 from lightning_compress.errors import CompressionError
-from lightning_compress.pruning import gathering, needs
+from lightning_compress.pruning import gathering, latency_target, needs
 from lightning_compress.pruning.criteria.apoz import apoz
 from lightning_compress.pruning.evidence import needs_of
 from lightning_compress.pruning.neurons import COUNTS
@@ -174,6 +174,13 @@ def test_excluded_layers_and_outputs_stay():
         ({"min_channels": 0}, "keeps at least one"),
         ({"exclude": "network.0"}, "is one name"),
         ({"data": iter([])}, "every cut reads it anew"),
+        ({"of": None}, "of=None"),
+        ({"min_channels": 2.5}, "min_channels=2.5"),
+        ({"round_to": True}, "round_to=True"),
+        ({"amount": None, "speedup": "2"}, "speedup=2"),
+        ({"amount": None, "speedup": 2, "batch_size": "8"}, "one sample is timed"),
+        ({"runtime": "onnx"}, "Did you mean 'onnxruntime'"),
+        ({"optimizer": "rest"}, "Did you mean 'reset'"),
     ],
 )
 def test_bad_arguments_are_refused_at_once(arguments, says):
@@ -396,6 +403,38 @@ def test_nothing_of_ours_stays_after_the_fit():
     fit(module, lc.NeuronPruning(0.5, criterion="apoz"), max_epochs=3)
     assert lc.plan.Record.of(module).followers == []
     assert not any(part._forward_pre_hooks for part in module.modules())
+
+
+@pytest.mark.parametrize("optimizer", ["carry", "reset"])
+def test_what_the_optimizer_keeps_is_carried_or_starts_anew(optimizer):
+    class Looking(lc.NeuronPruning):
+        def cut(self, target):
+            before, reached = self.session.trainer.global_step, super().cut(target)
+            kept = self.session.trainer.optimizers[0].state.get(self.session.module.network[0].weight)
+            seen.append((before, None if kept is None else int(kept["step"])))
+            return reached
+
+    seen, module = [], User()
+    schedule = Schedule("linear", start=1, end=2, rounds=2)
+    fit(module, Looking(0.5, optimizer=optimizer, schedule=schedule, max_step=0.5), max_epochs=3)
+    state = module.trainer.optimizers[0].state[module.network[0].weight]
+    assert state["exp_avg"].shape == module.network[0].weight.shape
+    assert seen == [(10, 10), (15, 15)] if optimizer == "carry" else [(10, None), (15, None)]
+    assert int(state["step"]) == (30 if optimizer == "carry" else 15)
+
+
+def test_a_runtime_that_is_named_aligns_the_widths_and_is_measured_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(latency_target, "learn_alignment", lambda *_, share: calls.append(share) or 8)
+    monkeypatch.setattr(latency_target, "_LEARNED", {})
+    for _ in range(2):
+        module = User()
+        fit(module, lc.NeuronPruning(0.5, of="params", runtime="eager"), max_epochs=4, limit_train_batches=5)
+        assert {module.network[0].out_features % 8, module.network[4].out_features % 8} == {0}
+    assert calls == [pytest.approx(1 - 0.5**0.5)]
+    plain = User()
+    fit(plain, lc.NeuronPruning(0.5, of="params"), max_epochs=4, limit_train_batches=5)
+    assert len(calls) == 1
 
 
 def test_callables_do_in_the_place_of_names():

@@ -90,6 +90,9 @@ def test_whole_units_go_and_the_share_is_the_nearest(pattern, allocation):
         ({"sparsity": 0.5, "regrow": "riggl"}, "Did you mean 'rigl'"),
         ({"sparsity": 0.5, "regrow": {"share": 2}}, "share=2"),
         ({"sparsity": 0.5, "regrow": {"shar": 2}}, "no field 'shar'"),
+        ({"sparsity": 0.5, "regrow": {"every": "1"}}, "every='1'"),
+        ({"sparsity": 0.5, "regrow": {"end": None}}, "end=None"),
+        ({"sparsity": 0.5, "allocation": {3: 0.5}}, r"in \[0, 1\)"),
         ({"sparsity": 0.5, "regrow": "rigl", "pattern": "rows"}, "would break pattern"),
         ({"sparsity": 0.5, "allocation": {"fc": 2}}, r"in \[0, 1\)"),
         ({"sparsity": 0.5, "data": iter([])}, "reads it anew"),
@@ -320,7 +323,7 @@ def test_strength_grows_and_ends_and_neurons_may_go_meanwhile():
     assert module.network[0].out_features < 32
 
 
-@pytest.mark.parametrize("arguments", [{"penalty": "l3"}, {"strength": -1}, {"until": 0}, {"growth": "cubicc"}])
+@pytest.mark.parametrize("arguments", [{"penalty": "l3"}, {"strength": -1}, {"until": "1"}, {"growth": "cubicc"}])
 def test_penalties_with_bad_arguments_are_refused(arguments):
     with pytest.raises(CompressionError):
         SparsityRegularization(**arguments)

@@ -254,6 +254,10 @@ def test_a_layer_that_would_be_left_with_nothing_is_refused_before_the_cut():
         ({"max_step": 1.5}, "max_step"),
         ({"targets": "fc"}, r"targets='fc' is one name; write targets=\('fc',\)"),
         ({"exclude": "fc"}, r"exclude='fc' is one name"),
+        ({"exclude": [3]}, r"exclude=\[3\] is no list of names"),
+        ({"data": 5}, "give batches"),
+        ({"max_step": True}, "max_step"),
+        ({"criterion": None}, "criteria"),
     ],
 )
 def test_bad_arguments_are_refused_at_once(arguments, says):

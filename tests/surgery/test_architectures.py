@@ -62,7 +62,7 @@ def case(request):
 def test_something_of_every_network_can_be_taken_out_and_the_rest_has_a_reason(case):
     network, _, groups = case
     assert len(groups) > 0, groups.skipped
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.RNNBase)
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.RNNBase, nn.MultiheadAttention)
     made = {layer for group in groups for layer in group.producers} | set(groups.skipped)
     for name, layer in network.named_modules():
         depthwise = is_depthwise(layer)

@@ -258,7 +258,9 @@ def test_rollback_of_a_module_that_keeps_a_part_out_of_its_state_dict():
     assert journal(module, "rollback")
 
 
-@pytest.mark.parametrize("recover", ["val_acc", {"monitr": "val_acc"}, {"patience": 3}])
+@pytest.mark.parametrize(
+    "recover", ["val_acc", {"monitr": "val_acc"}, {"patience": 3}, {"monitor": 3}, {"monitor": ""}]
+)
 def test_a_recovery_that_is_none_is_refused_at_once(recover):
     with pytest.raises(lc.CompressionError, match="monitor|Recovery"):
         lc.WeightPruning(0.5, recover=recover)

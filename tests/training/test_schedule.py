@@ -97,6 +97,8 @@ def test_nothing_to_reach_needs_no_cut():
         ({"every": 0}, "every=0"),
         ({"rounds": 0}, "rounds=0"),
         ({"rounds": 2, "every": 1}, "not both"),
+        ({"rounds": True}, "rounds=True"),
+        ({"start": 0.5, "end": 0.2}, "no time for a cut"),
     ],
 )
 def test_bad_values_are_refused(arguments, message):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_compress.pruning.evidence import Evidence, needs
+from lightning_compress.pruning.evidence import Evidence, needs, relative
 
 
 @needs("of_neurons")
@@ -18,5 +18,4 @@ def geometric_median(evidence: Evidence) -> Tensor:
     [1, 0, 2]
     """
     rows = evidence.weight.flatten(1)
-    distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").mean(dim=1)
-    return distances / distances.mean().clamp_min(torch.finfo(distances.dtype).tiny)
+    return relative(torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").mean(dim=1))

@@ -1,9 +1,8 @@
 """Size of the weights, summed up."""
 
-import torch
 from torch import Tensor
 
-from lightning_compress.pruning.evidence import Evidence
+from lightning_compress.pruning.evidence import Evidence, relative
 
 
 def magnitude_l1(evidence: Evidence) -> Tensor:
@@ -17,5 +16,4 @@ def magnitude_l1(evidence: Evidence) -> Tensor:
     """
     if not evidence.of_neurons:
         return evidence.weight.abs()
-    sums = evidence.per_judged(evidence.weight.abs())
-    return sums / sums.mean().clamp_min(torch.finfo(sums.dtype).tiny)
+    return relative(evidence.per_judged(evidence.weight.abs()))

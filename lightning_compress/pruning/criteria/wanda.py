@@ -2,17 +2,19 @@
 
 from torch import Tensor
 
-from lightning_compress.pruning.evidence import Evidence, needs
+from lightning_compress.pruning.evidence import Evidence, needs, relative
 
 
 @needs("input_norm")
 def wanda(evidence: Evidence) -> Tensor:
-    """``|weight|`` times the root mean square of its input (Sun et al. 2024, arXiv:2306.11695); summed for a neuron.
+    """``|weight|`` times the root mean square of its input (Sun et al. 2024, arXiv:2306.11695).
 
-    The paper ranks within each output; how layers and rows share the zeros is the allocation's matter here.
+    Summed for a neuron, relative to the group's mean, so that layers can be compared. The paper ranks within each
+    output; how layers and rows share the zeros is the allocation's matter here.
 
     >>> import torch
     >>> wanda(Evidence("fc", torch.tensor([[2.0, -1.0]]), input_norm=torch.tensor([[1.0, 3.0]]))).tolist()
     [[2.0, 3.0]]
     """
-    return evidence.per_judged(evidence.weight.abs() * evidence.need("input_norm"))
+    scores = evidence.per_judged(evidence.weight.abs() * evidence.need("input_norm"))
+    return relative(scores) if evidence.of_neurons else scores
