@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import secrets
+import sys
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -55,6 +57,8 @@ class GuardedLogger(Logger):
             self.failed = True
             reason = str(error).strip() or type(error).__name__
             warnings.warn(f"{self._what} failed and is left out from here on, the run goes on: {reason}", stacklevel=2)
+            if isinstance(error, ConnectionError):
+                _forget_wandb_service()
             return None
 
     @property
@@ -125,6 +129,13 @@ def build_loggers(config: DictConfig, folder: Path, resolved: Mapping[str, Any])
     chosen = GuardedLogger(lambda: instantiate(config.logger, **_options(kind, config, folder)), kind)
     chosen.log_hyperparams({**resolved, "environment": collect_environment()})
     return [csv, chosen]
+
+
+def _forget_wandb_service() -> None:
+    """A W&B service that has died is not spoken to at exit, which ends in a traceback; the next run starts another."""
+    if "wandb" in sys.modules:
+        with suppress(Exception):
+            sys.modules["wandb"].teardown()
 
 
 def _options(kind: str, config: DictConfig, folder: Path) -> dict[str, Any]:

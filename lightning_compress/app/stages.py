@@ -113,8 +113,8 @@ class StageCheckpoint(Checkpoint):
         if trainer.current_epoch + 1 < (trainer.max_epochs or 0):
             trainer.save_checkpoint(self._folder.last)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save what the stage leaves."""
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save what the stage leaves: weights that have been put on their grid by now."""
         trainer.save_checkpoint(self._folder.final, weights_only=True)
 
 

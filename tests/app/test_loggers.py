@@ -1,6 +1,9 @@
 """Loggers never stop a run; W&B runs offline and keeps its id."""
 
 import json
+import os
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -83,6 +86,35 @@ def test_online_without_a_key_warns_and_goes_on(command, monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     with pytest.warns(UserWarning, match="WandbLogger failed"):
         assert command.small("logger=wandb") == 0
+
+
+SERVICE_DIES = """
+import os, pathlib, signal, sys, time, wandb
+from lightning.pytorch.loggers import WandbLogger
+from lightning_compress.app.loggers import GuardedLogger
+
+settings = wandb.Settings(silent=True, console="off", mode="offline")
+logger = GuardedLogger(lambda: WandbLogger(save_dir=sys.argv[1], offline=True, settings=settings), "WandbLogger")
+logger.log_metrics({"loss": 1.0}, 0)
+for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+    if f"--pid\\0{os.getpid()}\\0".encode() in path.read_bytes():  # what was started for this process
+        os.kill(int(path.parent.name), signal.SIGKILL)
+for step in range(1, 200):
+    logger.log_metrics({"loss": 1.0}, step)
+    time.sleep(0.02)
+assert logger.failed
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the service in /proc")
+def test_dead_wandb_service_is_one_warning_and_no_traceback_at_exit(tmp_path):
+    call = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SERVICE_DIES, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(call, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("WandbLogger failed and is left out") == 1
+    assert "Traceback" not in done.stderr
 
 
 def read_offline_run(folder):
