@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.text import Text
 
 from lightning_compress.app.folder_names import folder_name
 from lightning_compress.app.ledger import Ledger
-from lightning_compress.app.recipes import register_recipes
 from lightning_compress.app.run_folder import RunFolder
-from lightning_compress.app.search_path import find_folder
+from lightning_compress.app.search_jobs import prepare, run_stages, run_whole
 from lightning_compress.app.search_space import overrides_of, read_space, values_of
-from lightning_compress.app.sweep import entry_of
 from lightning_compress.errors import CompressionError
 from lightning_compress.report.pareto import COSTS
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
 
-OPTIONS = ("trials", "workers", "objectives", "share", "space")
+OPTIONS = ("trials", "workers", "objectives", "share", "space", "finalists", "full")
 BEFORE = "shared"
 
 
@@ -45,6 +42,8 @@ class Settings:
         objectives: the metric of validation first, then costs (see :data:`~lightning_compress.report.pareto.COSTS`).
         share: whether the first stage, which no trial changes, is run once for all.
         space: what may be chosen, see :mod:`~lightning_compress.app.search_space`.
+        finalists: so many of the front, those of the best metric, and the recipe's own values, are run at full length.
+        full: the values that make a run one of full length, by key.
     """
 
     trials: int
@@ -52,6 +51,8 @@ class Settings:
     objectives: tuple[str, ...]
     share: bool
     space: Mapping[str, Any]
+    finalists: int
+    full: Mapping[str, Any]
 
 
 def read_settings(config: DictConfig) -> Settings:
@@ -72,15 +73,15 @@ def read_settings(config: DictConfig) -> Settings:
             f"search.objectives={list(settings.objectives)}: first the monitored {config.monitor!r}, then any of "
             f"{', '.join(cost for cost in COSTS if cost != 'latency')}."
         )
-    if settings.trials < 1 or settings.workers < 1:
-        raise CompressionError("search.trials and search.workers are at least 1.")
+    if settings.trials < 1 or settings.workers < 1 or settings.finalists < 0:
+        raise CompressionError("search.trials and search.workers are at least 1, search.finalists at least 0.")
     if "file_bytes" in costs and config.file is None:
         raise CompressionError("search.objectives has file_bytes, and the recipe writes no file: file=model.lcz.")
     return settings
 
 
 def search(config: DictConfig) -> None:
-    """Run trials until there are as many as asked for, then print the front.
+    """Run trials until there are as many as asked for, the best ones again at full length, then print the front.
 
     The folder holds Optuna's journal (``study.log``), the ledger, and each trial's run. Whatever ends the command, the
     same command goes on: finished trials stay, broken ones are taken up from their last epoch.
@@ -105,6 +106,9 @@ def search(config: DictConfig) -> None:
             study.enqueue_trial(first)
         shared = _run_first_stage(given, folder) if settings.share else None
         _run_trials(study, settings, space, given, folder, shared)
+        own = [] if first is None else [first]
+        chosen = [*own, *_best(study, settings.finalists)] if settings.finalists else []
+        _run_finalists([overrides_of(values) for values in chosen], settings, given, folder, shared)
     show([folder], metric=config.monitor)
 
 
@@ -148,39 +152,84 @@ def _run_trials(
     over = (TrialState.COMPLETE, TrialState.PRUNED)
     begin, done_before = time.monotonic(), len(study.get_trials(states=over))
     ledger.write("begun", jobs=settings.trials, command=["search", *given])
-    with ProcessPoolExecutor(settings.workers, mp_context=get_context("spawn")) as pool:
-        try:
-            while True:
+    with ProcessPoolExecutor(settings.workers, mp_context=get_context("spawn")) as pool, _ending(pool):
+        while True:
+            done = len(study.get_trials(states=over))
+            while len(running) < min(settings.workers, settings.trials - done):
+                trial = study.ask(dict(space))
+                chosen = overrides_of(trial.params)
+                name = f"trials/{folder_name(','.join(chosen))}"
+                prepare(folder / name, shared)
+                ledger.write("started", job=name, trial=trial.number, overrides=chosen)
+                asked = trial.number if len(settings.objectives) == 1 else None
+                future = pool.submit(run_whole, [*given, *chosen], str(folder / name), asked)
+                running[future] = (trial, name)
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                trial, name = running.pop(future)
+                text = _record(study, settings, ledger, trial, name, future)
                 done = len(study.get_trials(states=over))
-                while len(running) < min(settings.workers, settings.trials - done):
-                    trial = study.ask(dict(space))
-                    chosen = overrides_of(trial.params)
-                    name = f"trials/{folder_name(','.join(chosen))}"
-                    _prepare(folder / name, shared)
-                    ledger.write("started", job=name, trial=trial.number, overrides=chosen)
-                    asked = trial.number if len(settings.objectives) == 1 else None
-                    future = pool.submit(run_whole, [*given, *chosen], str(folder / name), asked)
-                    running[future] = (trial, name)
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    trial, name = running.pop(future)
-                    text = _record(study, settings, ledger, trial, name, future)
-                    done = len(study.get_trials(states=over))
-                    pace = (time.monotonic() - begin) / max(done - done_before, 1)
-                    _say(trial, text, done, settings.trials, int(pace * (settings.trials - done)))
-        except BaseException:
-            processes = list(pool._processes.values())
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
-                process.kill()  # Lightning puts SIGTERM off; whatever is on the disk is whole
-            raise
+                pace = (time.monotonic() - begin) / max(done - done_before, 1)
+                _say(trial, text, done, settings.trials, int(pace * (settings.trials - done)))
 
 
-def _prepare(place: Path, shared: Path | None) -> None:
-    for stage in shared.iterdir() if shared is not None else ():
-        if (stage / "network.json").exists() and not (place / stage.name).exists():
-            shutil.copytree(stage, place / stage.name)
+def _best(study: Study, count: int) -> list[dict[str, Any]]:
+    """The values of the front's trials, the best metric first."""
+    sign = -1 if study.directions[0].name == "MAXIMIZE" else 1
+    return [trial.params for trial in sorted(study.best_trials, key=lambda trial: sign * trial.values[0])][:count]
+
+
+def _run_finalists(
+    chosen: Sequence[list[str]], settings: Settings, given: Sequence[str], folder: Path, shared: Path | None
+) -> None:
+    """Trials are short, and rank; what the best ones are worth is told by runs of full length."""
+    ledger, running = Ledger(folder), dict[Future[dict[str, Any]], dict[str, Any]]()
+    full = overrides_of(settings.full)
+    finished = {job.name for job in ledger.jobs() if job.status == "finished"}
+    with ProcessPoolExecutor(settings.workers, mp_context=get_context("spawn")) as pool, _ending(pool):
+        for values in chosen:
+            name = f"finalists/{folder_name(','.join(values))}"
+            who = {"job": name, "overrides": [*values, *full]}
+            if name not in finished and who not in running.values():
+                prepare(folder / name, shared)
+                ledger.write("started", **who)
+                running[pool.submit(run_whole, [*given, *values, *full], str(folder / name), None)] = who
+        for number, future in enumerate(as_completed(running), 1):
+            who = running[future]
+            try:
+                entry = future.result()
+            except CompressionError as error:
+                ledger.write("failed", **who, error=str(error))
+                text = str(error)
+            else:
+                ledger.write("finished", **who, seed=entry["config"]["seed"], **entry)
+                text = _in_words(settings, entry)
+            Console().print(Text(f"finalist  {text}   ({number} of {len(running)})"), soft_wrap=True)
+
+
+@contextmanager
+def _ending(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """Whatever ends the command ends the processes."""
+    try:
+        yield
+    except BaseException:
+        processes = list(pool._processes.values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.kill()  # Lightning puts SIGTERM off; whatever is on the disk is whole
+        raise
+
+
+def _figures(settings: Settings, entry: Mapping[str, Any]) -> list[float]:
+    """What a run reached of each objective."""
+    metrics = {**entry["after"], "file_bytes": (entry["file"] or {}).get("bytes")}
+    return [metrics[objective] for objective in settings.objectives]
+
+
+def _in_words(settings: Settings, entry: Mapping[str, Any]) -> str:
+    pairs = zip(settings.objectives, _figures(settings, entry), strict=True)
+    return "   ".join(f"{name} {value:,.6g}" for name, value in pairs)
 
 
 def _record(
@@ -200,70 +249,11 @@ def _record(
         study.tell(trial, state=TrialState.PRUNED)
         ledger.write("failed", **who, error=str(error))
         return str(error)
-    metrics = {**entry["after"], "file_bytes": (entry["file"] or {}).get("bytes")}
-    values = [metrics[objective] for objective in settings.objectives]
-    study.tell(trial, values)
+    study.tell(trial, _figures(settings, entry))
     ledger.write("finished", **who, seed=entry["config"]["seed"], **entry)
-    return "   ".join(f"{name} {value:,.6g}" for name, value in zip(settings.objectives, values, strict=True))
+    return _in_words(settings, entry)
 
 
 def _say(trial: Trial, text: str, done: int, trials: int, seconds: int) -> None:
     left = f"about {seconds // 60}:{seconds % 60:02d} left" if done < trials else "all done"
     Console().print(Text(f"trial {trial.number:>3}  {text}   ({done} of {trials}, {left})"), soft_wrap=True)
-
-
-def run_whole(overrides: list[str], folder: str, trial: int | None) -> dict[str, Any]:
-    """A trial, in a process of its own: what the ledger keeps of it.
-
-    Args:
-        overrides: of the command.
-        folder: for the run.
-        trial: its number, if Optuna's pruner can be asked.
-
-    Raises:
-        CompressionError: it is hopeless, or its values do not go together.
-    """
-    from lightning_compress.app.failures import describe_failure
-    from lightning_compress.app.hopeless import StopHopeless
-    from lightning_compress.app.run import run_quietly
-
-    StopHopeless.trial = None if trial is None else _trial(Path(folder).parents[1], trial)
-    try:
-        return entry_of(run_quietly(_config(overrides, folder)))
-    except Exception as error:
-        line = describe_failure(error, [])
-        if line is None:
-            raise
-        raise CompressionError(line) from None  # one that can be pickled
-
-
-def run_stages(overrides: list[str], folder: str, number: int) -> None:
-    """The first stages alone, in a process of their own."""
-    from lightning_compress.app.run import run_first_stages
-
-    run_first_stages(_config(overrides, folder), Path(folder), number)
-
-
-def _trial(folder: Path, number: int) -> Trial:
-    import optuna
-    from optuna.storages.journal import JournalFileBackend
-
-    storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.log")))
-    study = optuna.load_study(study_name="search", storage=storage)
-    return optuna.Trial(study, study.trials[number]._trial_id)
-
-
-def _config(overrides: Sequence[str], folder: str) -> DictConfig:
-    """The configuration as Hydra would give it to a job in ``folder``."""
-    OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
-    register_recipes()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(find_folder("conf")), version_base="1.3"):
-        config = compose("config", [*overrides], return_hydra_config=True)
-    with open_dict(config):
-        config.hydra.runtime.output_dir = folder
-    HydraConfig.instance().set_config(config)
-    task = config.copy()
-    with open_dict(task):
-        del task["hydra"]
-    return task

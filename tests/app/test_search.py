@@ -25,6 +25,7 @@ SMALL = (
     "callbacks.clusters.importance=null",
     "callbacks.hopeless.max_drop=1",
     "search.workers=1",
+    "search.finalists=0",
 )
 
 
@@ -94,9 +95,9 @@ def test_broken_trial_is_taken_up_again_in_its_folder(small, command, monkeypatc
     assert (job.name, job.status) == (broken.name, "finished")
 
 
-def entry():
-    figures = {"val_acc": 0.9, "test_acc": 0.9, "macs": 5, "dense_bytes": 9}
-    file = {"name": "model.lcz", "bytes": 7}
+def entry(val_acc=0.9, size=7):
+    figures = {"val_acc": val_acc, "test_acc": 0.9, "macs": 5, "dense_bytes": 9}
+    file = {"name": "model.lcz", "bytes": size}
     config = {"seed": 0, "callbacks": {"a": 1}}
     return {"monitor": "val_acc", "mode": "max", "before": figures, "after": figures, "file": file, "config": config}
 
@@ -113,6 +114,26 @@ def test_hopeless_trial_is_recorded_and_the_search_goes_on(small, command, monke
     monkeypatch.setattr(searching, "run_whole", run)
     assert small("search.trials=2", "search.share=false") == 0
     assert [job.status for job in Ledger(command.folder / "found").jobs()] == ["failed", "finished"]
+
+
+def test_finalists_and_the_recipes_own_values_are_run_once_at_full_length(small, command, monkeypatch):
+    calls = []
+
+    def run(overrides, folder, trial):
+        calls.append(overrides)
+        return entry(val_acc=0.9 + len(calls) / 100, size=100 + len(calls))  # each as good as the others
+
+    monkeypatch.setattr(searching, "run_whole", run)
+    options = ("search.finalists=2", "search.share=false")
+    assert small("search.trials=3", *options) == 0
+    finals = calls[3:]
+    assert all("stages.prune.epochs=60" in overrides for overrides in finals)
+    assert [one[:-3] for one in finals] == [calls[0], calls[2], calls[1]]
+    assert small("search.trials=3", *options) == 0
+    assert len(calls) == 6
+    assert [job.name.split("/")[0] for job in Ledger(command.folder / "found").jobs()] == ["trials"] * 3 + [
+        "finalists"
+    ] * 3
 
 
 @pytest.mark.parametrize(
