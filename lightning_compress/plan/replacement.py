@@ -13,13 +13,25 @@ from lightning_compress.errors import PlanError
 from lightning_compress.plan.edits import find_module
 from lightning_compress.plan.specs import Extent, ModuleSpec, build_module, check_spec, plain
 
+HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+    "_is_full_backward_hook",
+)
+"""Where a module keeps who looks on as it is called."""
+
 
 @dataclass(frozen=True)
 class ReplaceModule:
     """The module at ``module`` replaced by what ``spec`` describes, with zero weights (norms at their identity).
 
     Whoever decides the edit fills the weights in; a file brings its own. The original is kept by the inverse, outside
-    the tree. A module that stands in several places is replaced in all of them.
+    the tree. A module that stands in several places is replaced in all of them. Hooks on it go over to the new one.
 
     Attributes:
         module: dotted name.
@@ -119,9 +131,11 @@ class RestoreModule:
 
 
 def _put(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """``new`` in all the places of ``old``; trains or evaluates as that one did."""
+    """``new`` in all the places of ``old``; trains or evaluates as that one did, and is watched by the same hooks."""
     if new.training != old.training:
         new.train(old.training)
+    for hooks in HOOKS:
+        setattr(new, hooks, getattr(old, hooks))  # the same dictionary: a handle removes its hook as before
     places = [(owner, key) for owner in root.modules() for key, child in owner._modules.items() if child is old]
     for owner, key in places:
         setattr(owner, key, new)

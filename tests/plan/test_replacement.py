@@ -54,6 +54,21 @@ def test_a_module_in_two_places_is_replaced_in_both_and_put_back_in_both():
     assert fingerprint(net) == before
 
 
+def test_hooks_look_on_at_the_replacement_and_their_handles_remove_them():
+    net, seen = nn.Sequential(nn.Linear(4, 4)), []
+    handles = [
+        net[0].register_forward_pre_hook(lambda module, inputs, options: seen.append("before"), with_kwargs=True),
+        net[0].register_forward_hook(lambda module, inputs, output: seen.append(type(module).__name__)),
+    ]
+    inverse = ReplaceModule("0", {"type": "Sequential", "children": [["0", {"type": "Identity"}]]}).apply(net)
+    net(torch.ones(1, 4))
+    assert seen == ["before", "Sequential"]
+    handles[0].remove()
+    inverse.apply(net)
+    net(torch.ones(1, 4))
+    assert seen == ["before", "Sequential", "Linear"]
+
+
 def test_replacement_takes_the_dtype_of_the_original():
     net = Net()
     net.second.double()
