@@ -17,6 +17,7 @@ FLOORS = {
     "random_states": 0,
     "plan": 1,
     "measure": 1,
+    "values": 0,
     "surgery": 2,
     "training": 3,
     "pruning": 4,

@@ -14,7 +14,7 @@ from lightning_compress.artifact.huffman import huffman_bits, huffman_decode, hu
 from lightning_compress.artifact.rans import rans_bits, rans_decode, rans_encode
 
 CoderName: TypeAlias = Literal["auto", "deflate", "huffman", "rans"]
-SHORT, LONG = 2**12, 2**14
+SHORT, LONG = 2**10, 2**14
 """Below the one, DEFLATE's tables weigh more than its speed; from the other on, "auto" takes DEFLATE unless another
 coder saves more than 1/512.
 """

@@ -20,7 +20,8 @@ LIMIT = 15
 """Longest codeword in bits: a table of 2**15 entries then decodes any of them in one look."""
 
 FIRST_LENGTH = 3
-BLOCK = 512
+SHORT, SHORT_BLOCK, BLOCK = 2**12, 32, 128
+"""Bits that are decoded side by side with all others; fewer in streams of few bytes, where there are lanes to spare."""
 
 Bytes = NDArray[np.uint8]
 
@@ -116,7 +117,7 @@ def huffman_encode(symbols: Bytes) -> bytes:
 def huffman_decode(data: bytes, count: int) -> Bytes:
     """``count`` symbols, all at once: every block of the stream is decoded from every bit at which it could begin.
 
-    Where a codeword begins is known only when all before it are decoded. But a block of 512 bits can begin at no more
+    Where a codeword begins is known only when all before it are decoded. But a block of them can begin at no more
     places than the longest codeword has bits: follow them all, side by side, and see where each leaves the block; then
     walk from block to block along what was found, and decode the blocks for good, side by side again.
 
@@ -147,8 +148,9 @@ def _decode_blocks(payload: Bytes, lengths: Bytes, count: int) -> tuple[Bytes, i
     """``count`` symbols of a complete code, and the bit behind the last one; 0 where there are not as many."""
     lookup_symbol, lookup_length = _lookup(lengths)
     longest = int(lengths.max())
-    blocks = -(-8 * len(payload) // BLOCK)
-    padded = np.zeros(blocks * BLOCK // 8 + 8, np.uint32)
+    size = SHORT_BLOCK if len(payload) < SHORT else BLOCK
+    blocks = -(-8 * len(payload) // size)
+    padded = np.zeros(blocks * size // 8 + 8, np.uint32)
     padded[: len(payload)] = payload
     words = padded[:-2] << 16 | padded[1:-1] << 8 | padded[2:]  # 24 bits from each byte on: any 15 from any bit on
 
@@ -156,8 +158,8 @@ def _decode_blocks(payload: Bytes, lengths: Bytes, count: int) -> tuple[Bytes, i
         window: NDArray[np.uint32] = (words[at >> 3] >> (9 - (at & 7)).astype(np.uint32)) & 0x7FFF
         return window
 
-    ends = np.arange(1, blocks + 1, dtype=np.int64)[:, None] * BLOCK
-    at = (ends - BLOCK + np.arange(longest)).ravel()
+    ends = np.arange(1, blocks + 1, dtype=np.int64)[:, None] * size
+    at = (ends - size + np.arange(longest)).ravel()
     limit, found = np.repeat(ends.ravel(), longest), np.zeros(len(at), np.int64)
     active = np.arange(len(at))
     while len(active):
@@ -172,7 +174,7 @@ def _decode_blocks(payload: Bytes, lengths: Bytes, count: int) -> tuple[Bytes, i
     if int(number.sum()) < count:
         return np.zeros(0, np.uint8), 0
     symbols, index = np.zeros(count, np.uint8), np.cumsum(number) - number
-    at, limit = ends.ravel() - BLOCK + entry, ends.ravel()
+    at, limit = ends.ravel() - size + entry, ends.ravel()
     end, active = 0, np.flatnonzero(index < count)
     while len(active):
         window, place = peek(at[active]), index[active]

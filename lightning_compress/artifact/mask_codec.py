@@ -11,10 +11,11 @@ from lightning_compress.artifact.entropy import CoderName
 from lightning_compress.artifact.fields import FieldReader, FieldWriter
 from lightning_compress.artifact.format_error import FormatError
 from lightning_compress.artifact.huffman import huffman_bits
-from lightning_compress.artifact.row_classes import MAX_CLASSES, row_classes
-from lightning_compress.artifact.streams import Stream
+from lightning_compress.artifact.row_classes import MAX_CLASSES, mask_bits, row_classes
+from lightning_compress.artifact.streams import LARGE, Stream
 
 Mask = NDArray[np.bool_]
+Places = NDArray[np.int64]
 ESCAPE = 255
 MAX_LOW = 16
 
@@ -103,24 +104,20 @@ class GapMask:
         """Bytes of the streams."""
         return sum(len(stream.data) for stream in self.streams) + sum(len(part.low) for part in self.classes)
 
-    def decode(self, rows: int, columns: int) -> Mask:
-        """Boolean mask of shape (rows, columns).
+    def decode(self, rows: int, columns: int) -> Places:
+        """Where the entries are in the flattened mask of shape (rows, columns), in ascending order.
 
         Raises:
             FormatError: an entry beyond the end, or another number of entries than stated.
         """
-        mask = np.zeros((rows, columns), np.bool_)
         if self.class_of_row is None:
-            for part in self.classes:
-                _decode_gaps(part, mask.reshape(-1))
-            return mask
+            return _decode_gaps(self.classes[0], rows * columns) if self.classes else np.zeros(0, np.int64)
         class_of_row = self.class_of_row.decode(rows, len(self.classes))
-        for position, part in enumerate(self.classes):
-            members = np.flatnonzero(class_of_row == position)
-            inner = np.zeros((len(members), columns), np.bool_)
-            _decode_gaps(part, inner.reshape(-1))
-            mask[members] = inner
-        return mask
+        sizes = columns * np.bincount(class_of_row, minlength=len(self.classes))
+        starts = np.cumsum(sizes) - sizes
+        parts = zip(self.classes, sizes.tolist(), starts.tolist(), strict=True)
+        together = np.concatenate([_decode_gaps(part, size) + start for part, size, start in parts])
+        return _in_order(together, np.argsort(class_of_row, kind="stable"), columns)
 
 
 @dataclass(frozen=True)
@@ -150,16 +147,16 @@ class BitMask:
         """Bytes of the stream."""
         return len(self.stream.data)
 
-    def decode(self, rows: int, columns: int) -> Mask:
-        """Boolean mask of shape (rows, columns).
+    def decode(self, rows: int, columns: int) -> Places:
+        """Where the entries are in the flattened mask of shape (rows, columns), in ascending order.
 
         Raises:
             FormatError: not as many entries as stated.
         """
-        mask = self.stream.decode(rows * columns, 2).astype(np.bool_)
-        if int(mask.sum()) != self.entries:
-            raise FormatError(f"A mask has {int(mask.sum())} entries instead of {self.entries}.")
-        return mask.reshape(rows, columns)
+        places = np.flatnonzero(self.stream.decode(rows * columns, 2).view(np.bool_))
+        if len(places) != self.entries:
+            raise FormatError(f"A mask has {len(places)} entries instead of {self.entries}.")
+        return places
 
 
 def encode_bitmap(mask: Mask, coder: CoderName) -> BitMask:
@@ -171,20 +168,21 @@ def encode_gaps(mask: Mask, coder: CoderName) -> GapMask:
     """``mask``, shape (rows, columns), as gaps; in row classes where they make it smaller.
 
     >>> mask = np.random.default_rng(0).random((64, 100)) < 0.1
-    >>> bool((encode_gaps(mask, "auto").decode(64, 100) == mask).all())
+    >>> bool((encode_gaps(mask, "auto").decode(64, 100) == np.flatnonzero(mask)).all())
     True
     """
     entries = int(mask.sum())
     if not entries:
         return GapMask(0, None, ())
-    together = GapMask(entries, None, (_encode_class(mask, coder),))
-    classes = row_classes(mask.sum(1, dtype=np.int64), mask.shape[1])[1]
+    bits, classes = row_classes(mask.sum(1, dtype=np.int64), mask.shape[1])
     number = int(classes.max(initial=0)) + 1
-    if number == 1:
-        return together
-    parts = tuple(_encode_class(mask[classes == position], coder) for position in range(number))
-    apart = GapMask(entries, Stream.encode(classes, number, coder), parts)
-    return min(together, apart, key=_written)
+    forms = []
+    if number == 1 or mask.size < LARGE or bits > 0.95 * mask_bits(mask.size, entries):
+        forms.append(GapMask(entries, None, (_encode_class(mask, coder),)))
+    if number > 1:
+        parts = tuple(_encode_class(mask[classes == position], coder) for position in range(number))
+        forms.append(GapMask(entries, Stream.encode(classes, number, coder), parts))
+    return min(forms, key=_written)
 
 
 def _written(mask: GapMask) -> int:
@@ -220,7 +218,7 @@ def _code_gaps(gaps: NDArray[np.int64], low_bits: int, coder: CoderName) -> GapC
 
 def _best_low_bits(gaps: NDArray[np.int64]) -> int:
     """The number of low bits with which a Huffman code, its table included, is smallest."""
-    sizes = []
+    sizes: list[float] = []
     for low_bits in range(MAX_LOW + 1):
         high = gaps >> low_bits
         counts = np.bincount(high % ESCAPE, minlength=256)
@@ -231,20 +229,39 @@ def _best_low_bits(gaps: NDArray[np.int64]) -> int:
     return int(np.argmin(sizes))
 
 
-def _decode_gaps(part: GapClass, mask: Mask) -> None:
-    """Set the entries of ``part`` in the flat ``mask``."""
+def _decode_gaps(part: GapClass, size: int) -> Places:
+    """Where the entries of ``part`` are in a flat mask of ``size``."""
     if not part.entries:
-        return
+        return np.zeros(0, np.int64)
     symbols = part.high.decode(part.entries + part.escapes, 256)
-    last = np.flatnonzero(symbols != ESCAPE)
-    if len(last) != part.entries or last[-1] != len(symbols) - 1:
-        raise FormatError(f"A mask has {len(last)} entries instead of {part.entries}, or ends with an escape.")
-    high = np.diff(np.cumsum(symbols, dtype=np.int64)[last], prepend=0)
-    gaps = (high << part.low_bits) + unpack_bits(part.low, part.low_bits, len(last))
-    places = np.cumsum(gaps + 1) - 1
-    if places[-1] >= len(mask):
-        raise FormatError(f"A mask has an entry at {places[-1]}; its length is {len(mask)}.")
-    mask[places] = True
+    stops = symbols != ESCAPE
+    if np.count_nonzero(stops) != part.entries or not stops[-1]:
+        raise FormatError(f"A mask has {np.count_nonzero(stops)} entries, not {part.entries}, or ends with an escape.")
+    steps = symbols.astype(np.int64)
+    steps <<= part.low_bits
+    steps += stops
+    places = np.cumsum(steps, out=steps)
+    if part.escapes:
+        places = places[stops]
+    places -= 1
+    if part.low_bits:
+        places += np.cumsum(unpack_bits(part.low, part.low_bits, part.entries))
+    if places[-1] >= size:
+        raise FormatError(f"A mask has an entry at {places[-1]}; its length is {size}.")
+    return places
+
+
+def _in_order(places: Places, order: Places, columns: int) -> Places:
+    """From places in a mask whose rows stand in another ``order`` to those in the mask itself, ascending again."""
+    rows = np.arange(len(order))
+    stops = np.searchsorted(places, columns * (rows + 1))
+    number = np.diff(stops, prepend=0)
+    sorted_number = np.empty_like(number)
+    sorted_number[order] = number
+    away = (np.cumsum(sorted_number) - sorted_number)[order] - (stops - number)
+    found = np.empty_like(places)
+    found[np.arange(len(places)) + np.repeat(away, number)] = places + np.repeat(columns * (order - rows), number)
+    return found
 
 
 def pack_bits(numbers: NDArray[np.int64], width: int) -> bytes:
@@ -265,11 +282,11 @@ def unpack_bits(data: bytes, width: int, count: int) -> NDArray[np.int64]:
     """
     if len(data) != -(-count * width // 8):
         raise FormatError(f"{len(data)} bytes are not {count} numbers of {width} bits.")
-    bits = np.unpackbits(np.frombuffer(data, np.uint8), count=count * width).reshape(count, width)
-    numbers = np.zeros(count, np.int64)
-    for place in range(width):
-        numbers = numbers << 1 | bits[:, place]
-    return numbers
+    padded = np.zeros(len(data) + 2, np.int64)
+    padded[: len(data)] = np.frombuffer(data, np.uint8)
+    words = padded[:-2] << 16 | padded[1:-1] << 8 | padded[2:]  # 24 bits from each byte on: any 16 from any bit on
+    at = np.arange(count) * width
+    return words[at >> 3] >> (24 - width - (at & 7)) & ((1 << width) - 1)
 
 
 _EMPTY = GapClass(0, 0, 0, Stream.encode(np.zeros(0, np.uint8), 256, "auto"), b"")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 MAX_CLASSES = 8
 BINS = 64
@@ -33,7 +33,7 @@ def row_classes(entries: NDArray[np.int64], columns: int) -> tuple[float, NDArra
     total = np.concatenate([[0], np.cumsum(entries[order])])[edges]
     ones = (total[None, :] - total[:, None]).astype(np.float64)
     size = ((edges[None, :] - edges[:, None]) * columns).astype(np.float64)
-    cost = _mask_bits(np.maximum(size, 0), np.clip(ones, 0, None)) + BITS_PER_CLASS
+    cost = mask_bits(np.maximum(size, 0), np.clip(ones, 0, None)) + BITS_PER_CLASS
     cost[np.tril_indices(len(edges))] = np.inf
     best, origins = cost[0], []
     choices = [(float(best[-1]), 1)]
@@ -51,8 +51,13 @@ def row_classes(entries: NDArray[np.int64], columns: int) -> tuple[float, NDArra
     return bits, classes
 
 
-def _mask_bits(size: NDArray[np.float64], ones: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Entropy of masks of ``size`` entries, of which ``ones`` are set."""
+def mask_bits(size: ArrayLike, ones: ArrayLike) -> NDArray[np.float64]:
+    """Entropy of masks of ``size`` entries, of which ``ones`` are set.
+
+    >>> float(mask_bits(8, 4))
+    8.0
+    """
+    size, ones = np.asarray(size, np.float64), np.asarray(ones, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         share = ones / size
         bits = -size * (share * np.log2(share) + (1 - share) * np.log2(1 - share))

@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 from lightning_compress.artifact.entropy import Coder, CoderName, decode_symbols, encode_symbols
 from lightning_compress.artifact.fields import FieldReader, FieldWriter
 from lightning_compress.artifact.format_error import FormatError
-from lightning_compress.artifact.huffman import read_lengths
+from lightning_compress.artifact.huffman import huffman_bits, read_lengths
 from lightning_compress.artifact.rans import read_model
 
 Symbols = NDArray[np.uint8]
+LARGE = 2**17
+"""From so many entries on, one form is chosen by its histogram; of fewer, all are coded and the smallest is kept."""
+
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,14 @@ class Stream:
         >>> Stream.encode(np.array([0, 1, 1, 0, 1, 0, 0, 1], np.uint8), 2, "auto").data
         b'i'
         """
-        plain = cls(*_reorder(encode_symbols(symbols, coder), False))
-        if _per_group(alphabet) == 1:
-            return plain
-        grouped = cls(*_reorder(encode_symbols(_group(symbols, alphabet), coder), True))
-        return min(plain, grouped, key=lambda stream: len(stream.data))
+        forms = {False: symbols}
+        if _per_group(alphabet) > 1:
+            forms[True] = _group(symbols, alphabet)
+            if len(symbols) >= LARGE:
+                best = min(forms, key=lambda grouped: huffman_bits(np.bincount(forms[grouped], minlength=1)))
+                forms = {best: forms[best]}
+        streams = [cls(*_reorder(encode_symbols(form, coder), grouped)) for grouped, form in forms.items()]
+        return min(streams, key=lambda stream: len(stream.data))
 
     def decode(self, count: int, alphabet: int) -> Symbols:
         """The ``count`` symbols.

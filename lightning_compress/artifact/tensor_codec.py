@@ -15,14 +15,20 @@ from torch import Tensor
 from lightning_compress.artifact.dtypes import Bits, bits_of
 from lightning_compress.artifact.entropy import CoderName
 from lightning_compress.artifact.fields import FieldReader, FieldWriter
+from lightning_compress.artifact.huffman import huffman_bits
 from lightning_compress.artifact.mask_codec import BitMask, GapMask, Mask, encode_bitmap, encode_gaps
-from lightning_compress.artifact.row_grids import find_row_grids
-from lightning_compress.artifact.value_codec import Kind, Values, encode_rows, encode_values
+from lightning_compress.artifact.row_classes import row_classes
+from lightning_compress.artifact.row_grids import MOST_LEVEL, find_row_grids
+from lightning_compress.artifact.streams import LARGE
+from lightning_compress.artifact.value_codec import Kind, Values, encode_rows, encode_values, few_values
 
 T = TypeVar("T", bound=np.generic)
 
 PIECE = 2**21
 """Entries that are coded at a time: what is needed besides the tensor itself does not grow with it."""
+
+PROBED = 16
+"""Rows of a large matrix in which grids are looked for first."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +83,13 @@ class Record:
                 places = np.repeat(np.arange(rows), columns) if by_row else None
                 out[:] = self.values.decode(len(out), dtype, places)
             return
-        shape = (columns, rows) if self.transposed else (rows, columns)
-        mask = self.mask.decode(*shape)
-        view = out.reshape(rows, columns)
-        view[...] = 0
+        places = self.mask.decode(*((columns, rows) if self.transposed else (rows, columns)))
+        if self.transposed:
+            column, row = np.divmod(places, rows)
+            places = row * columns + column
+        out.fill(0)
         if self.values is not None:
-            values = self.values.decode(self.mask.entries, dtype, np.nonzero(mask)[0] if by_row else None)
-            (view.T if self.transposed else view)[mask] = values
+            out[places] = self.values.decode(len(places), dtype, places // columns if by_row else None)
 
 
 def encode_tensor(tensor: Tensor, coder: CoderName = "auto") -> list[Record]:
@@ -178,10 +184,10 @@ def entropy_bound(bits: Bits) -> float:
     0.75
     """
     nonzero = bits[bits != 0]
-    distinct, counts = np.unique(nonzero, return_counts=True)
-    if len(distinct) > 256:
+    found = few_values(nonzero)
+    if found is None:
         return 0.0
-    return (_entropy(np.array([len(bits) - len(nonzero), len(nonzero)])) + _entropy(counts)) / 8
+    return (_entropy(np.array([len(bits) - len(nonzero), len(nonzero)])) + _entropy(np.bincount(found[1]))) / 8
 
 
 def _entropy(counts: NDArray[np.int64]) -> float:
@@ -192,31 +198,58 @@ def _entropy(counts: NDArray[np.int64]) -> float:
 def _encode_piece(bits: Bits, columns: int, dtype: torch.dtype, coder: CoderName) -> Record:
     matrix = bits.reshape(-1, columns)
     mask = matrix != 0
-    entries = int(mask.sum())
+    entries = np.count_nonzero(mask)
     if not entries:
         return Record(False, GapMask(0, None, ()), None)
     share = entries / len(bits)
-    forms: list[tuple[GapMask | BitMask | None, Mask | None]] = []
-    if share > 0.25:
-        forms.append((None, None))
+    forms: list[GapMask | BitMask | None] = [None] if share > 0.25 else []
     if share < 0.98:
-        forms.append((encode_gaps(mask, coder), mask))
-    if 0.05 < share < 0.98:
-        forms.append((encode_bitmap(mask, coder), mask))
-    candidates = [Record(False, coded, encode_values(_taken(matrix, kept), dtype, coder)) for coded, kept in forms]
-    if share < 0.98 and 1 < columns < len(bits):
+        forms.append(_encode_mask(mask, coder))
+    candidates = [Record(False, coded, encode_values(_taken(matrix, mask, coded), dtype, coder)) for coded in forms]
+    if share < 0.98 and _columns_may_pay(mask):
         turned = np.ascontiguousarray(mask.T)
         candidates.append(Record(True, encode_gaps(turned, coder), encode_values(matrix.T[turned], dtype, coder)))
-    if dtype == torch.float32 and len(matrix) > 1 and (grids := find_row_grids(matrix)) is not None:
+    if dtype == torch.float32 and _rows_may_pay(matrix) and (grids := find_row_grids(matrix)) is not None:
         candidates += [
-            Record(False, coded, encode_rows(grids, _taken(grids.levels, kept), coder)) for coded, kept in forms
+            Record(False, coded, encode_rows(grids, _taken(grids.levels, mask, coded), coder)) for coded in forms
         ]
     return min(candidates, key=_written)
 
 
-def _taken(matrix: NDArray[T], kept: Mask | None) -> NDArray[T]:
+def _encode_mask(mask: Mask, coder: CoderName) -> GapMask | BitMask:
+    """The smaller of gaps and bitmap: the values behind them are the same."""
+    gaps = encode_gaps(mask, coder)
+    if np.count_nonzero(mask) <= 0.05 * mask.size:
+        return gaps
+    if mask.size >= LARGE and huffman_bits(np.bincount(np.packbits(mask))) > 7.9 * gaps.size:
+        return gaps
+    bitmap = encode_bitmap(mask, coder)
+    return min(gaps, bitmap, key=lambda coded: _written(Record(False, coded, None)))
+
+
+def _columns_may_pay(mask: Mask) -> bool:
+    """Whether a mask that is read column by column may be smaller; that of a large one must be clearly so."""
+    if min(mask.shape) < 2 or mask.size < LARGE:
+        return min(mask.shape) > 1
+    by_row, _ = row_classes(mask.sum(1, dtype=np.int64), mask.shape[1])
+    by_column, _ = row_classes(mask.sum(0, dtype=np.int64), mask.shape[0])
+    return by_column < 0.98 * by_row
+
+
+def _rows_may_pay(matrix: Bits) -> bool:
+    """Whether steps for each row may save anything: in a large matrix, whether they do in a few of its rows."""
+    if matrix.size < LARGE or len(matrix) < 2:
+        return len(matrix) > 1
+    probe = np.ascontiguousarray(matrix[:: len(matrix) // PROBED][:PROBED])
+    grids, few = find_row_grids(probe), few_values(probe.reshape(-1))
+    if grids is None or few is None:
+        return grids is not None
+    return _entropy(np.bincount((grids.levels + MOST_LEVEL).reshape(-1))) < 0.97 * _entropy(np.bincount(few[1]))
+
+
+def _taken(matrix: NDArray[T], mask: Mask, coded: GapMask | BitMask | None) -> NDArray[T]:
     """The entries that are coded one by one, row by row."""
-    return matrix.reshape(-1) if kept is None else matrix[kept]
+    return matrix.reshape(-1) if coded is None else matrix[mask]
 
 
 def _written(record: Record) -> int:

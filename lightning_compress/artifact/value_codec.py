@@ -18,6 +18,9 @@ from lightning_compress.artifact.streams import Stream
 
 FEW = 256
 SAMPLE = 4096
+GOLDEN = 0x9E3779B97F4A7C15
+"""2**64 over the golden ratio: its multiples are spread out evenly."""
+
 SPARSE = 17
 """From so many values on, levels of a grid that do not occur cost next to nothing."""
 
@@ -102,7 +105,7 @@ class Values:
             return multiply_rows(table.view(np.float32), levels, rows).view(np.uint32)
         if self.kind is Kind.GRID:
             table = _grid(from_bits(table, dtype), self.lowest, self.known)
-        return _check_bool(table, dtype)[self.streams[0].decode(count, self.known)]
+        return _check_bool(table, dtype).take(self.streams[0].decode(count, self.known))
 
 
 def encode_values(bits: Bits, dtype: torch.dtype, coder: CoderName) -> Values:
@@ -111,11 +114,11 @@ def encode_values(bits: Bits, dtype: torch.dtype, coder: CoderName) -> Values:
     >>> encode_values(bits_of(torch.tensor([0.5, -0.25, 0.5])), torch.float32, "auto").kind.name
     'GRID'
     """
-    distinct = _distinct(bits)
-    if distinct is None:
+    found = few_values(bits)
+    if found is None:
         return _encode_planes(bits, dtype, coder)
-    forms = _encode_few(bits, distinct, dtype, coder)
-    if len(distinct) * distinct.itemsize > len(bits):
+    forms = _encode_few(*found, dtype, coder)
+    if len(found[0]) * bits.itemsize > len(bits):
         forms.append(_encode_planes(bits, dtype, coder))
     return min(forms, key=lambda values: values.size + len(values.codebook))
 
@@ -130,27 +133,54 @@ def encode_rows(grids: RowGrids, levels: NDArray[np.int16], coder: CoderName) ->
     return Values(Kind.ROWS, storage, known, lowest, steps, (stream,))
 
 
-def _distinct(bits: Bits) -> Bits | None:
-    """The distinct values, sorted by their bits; None if they are more than 256."""
-    if len(bits) > SAMPLE and len(np.unique(bits[:SAMPLE])) > FEW:
-        return None
-    distinct = np.unique(bits)
-    return distinct if len(distinct) <= FEW else None
+def few_values(bits: Bits) -> tuple[Bits, NDArray[np.uint8]] | None:
+    """The distinct values, sorted by their bits, and where in them each of ``bits`` stands; None for more than 256.
+
+    >>> few_values(np.array([7, 5, 7], np.uint32))
+    (array([5, 7], dtype=uint32), array([1, 0, 1], dtype=uint8))
+    """
+    distinct = np.unique(bits[:SAMPLE])
+    while len(distinct) <= FEW:
+        indices = _index(bits, distinct)
+        strange = distinct.take(indices) != bits
+        if not strange.any():
+            return distinct, indices
+        distinct = np.union1d(distinct, bits[strange])
+    return None
 
 
-def _encode_few(bits: Bits, distinct: Bits, dtype: torch.dtype, coder: CoderName) -> list[Values]:
+def _index(bits: Bits, distinct: Bits) -> NDArray[np.uint8]:
+    """Where in ``distinct`` each of ``bits`` stands that is there at all; by a hash without collisions, if one is found.
+
+    A multiple's highest 16 bits say which; for 256 values three multipliers in five keep them apart.
+    """
+    if bits.itemsize > 2:
+        shift = bits.dtype.type(8 * bits.itemsize - 16)
+        for odd in range(1, 40, 2):
+            multiplier = bits.dtype.type(odd * GOLDEN >> 64 - 8 * bits.itemsize & (1 << 8 * bits.itemsize) - 1 | 1)
+            slots = distinct * multiplier >> shift
+            if len(np.unique(slots)) == len(distinct):
+                table = np.zeros(2**16, np.uint8)
+                table[slots] = np.arange(len(distinct))
+                return table.take(bits * multiplier >> shift)
+    return np.searchsorted(distinct, bits).clip(max=len(distinct) - 1).astype(np.uint8)
+
+
+def _encode_few(
+    distinct: Bits, indices: NDArray[np.uint8], dtype: torch.dtype, coder: CoderName
+) -> list[Values]:
     """As a grid, if it is one; as a codebook, unless the grid is full anyway."""
     values = from_bits(distinct, dtype)
     if dtype in _FLOATS:
-        distinct = distinct[np.argsort(values.double().numpy(), kind="stable")]  # neighbours have like counts
-    indices = _index(bits, distinct)
+        order = np.argsort(values.double().numpy(), kind="stable")  # neighbours have like counts
+        distinct, indices = distinct[order], np.argsort(order).astype(np.uint8).take(indices)
     grid = _find_grid(distinct, dtype)
     forms = []
     if grid is not None:
         step, levels = grid
         lowest = int(levels.min())
         known = int(levels.max()) - lowest + 1
-        stream = Stream.encode((levels - lowest).astype(np.uint8)[indices], known, coder)
+        stream = Stream.encode((levels - lowest).astype(np.uint8).take(indices), known, coder)
         storage, small = narrow(step, dtype)
         table = small.astype(storage_type(storage, dtype)).tobytes()
         forms.append(Values(Kind.GRID, storage, known, lowest, table, (stream,)))
@@ -160,12 +190,6 @@ def _encode_few(bits: Bits, distinct: Bits, dtype: torch.dtype, coder: CoderName
         stream = Stream.encode(indices, len(distinct), coder)
         forms.append(Values(Kind.CODEBOOK, storage, len(distinct), 0, table, (stream,)))
     return forms
-
-
-def _index(bits: Bits, distinct: Bits) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-    """Where in ``distinct`` each of ``bits`` stands."""
-    order = np.argsort(distinct)
-    return order.astype(np.uint8)[np.searchsorted(distinct[order], bits)]
 
 
 def _find_grid(distinct: Bits, dtype: torch.dtype) -> tuple[Bits, np.ndarray[tuple[int], np.dtype[np.int64]]] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import lightning as L
@@ -38,14 +39,33 @@ class TeacherBank:
         self.teachers = list(teachers)
         self.pool: Pool = resolve(pool, POOLS)
         self.outputs = outputs
-        if outputs in ("labels", "values") and isinstance(pool, str) and pool not in FOR_ANY_OUTPUT:
-            raise CompressionError(
-                f"pool={pool!r} pools distributions over classes, and the loss reads {outputs}. "
-                f"Use one of {', '.join(FOR_ANY_OUTPUT)}."
-            )
+        self._over_classes = pool if isinstance(pool, str) and pool not in FOR_ANY_OUTPUT else None
+        if outputs in ("labels", "values"):
+            self._refuse_pool(outputs)
         self.weights = normalised([teacher.weight for teacher in teachers])
         self._fingerprints: list[str] = []
         self._width: int | None = None
+
+    def _refuse_pool(self, outputs: str) -> None:
+        if self._over_classes is not None:
+            raise CompressionError(
+                f"pool={self._over_classes!r} pools distributions over classes, and the loss reads {outputs}. "
+                f"Use one of {', '.join(FOR_ANY_OUTPUT)}."
+            )
+
+    def set_weights(self, weights: Any) -> None:
+        """Weigh the teachers by these numbers.
+
+        Raises:
+            CompressionError: not one number above 0 for each.
+        """
+        given = weights.tolist() if hasattr(weights, "tolist") else weights
+        numbers: list[Any] = [given] if isinstance(given, Real) else list(given)
+        if len(numbers) != len(self.teachers) or not all(isinstance(one, Real) and float(one) > 0 for one in numbers):
+            raise CompressionError(
+                f"Distillation(weights={numbers}): one number above 0 for each of the {len(self.teachers)} teachers."
+            )
+        self.weights = normalised(numbers)
 
     def load(self, module: L.LightningModule) -> None:
         """Read checkpoints; note what each teacher consists of."""
@@ -92,6 +112,8 @@ class TeacherBank:
                 without a class map.
         """
         self._width = width(student.shape, self.outputs)
+        if self.outputs == "any" and (student.dim() != 2 or self._width == 1):
+            self._refuse_pool(f"outputs {tuple(student.shape)}")
         found = []
         for teacher in self.teachers:
             logits = self._first_answer(teacher, device, call)
@@ -117,9 +139,11 @@ class TeacherBank:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in((call.args, call.kwargs)))
             raise CompressionError(
                 f"The teacher {teacher.name} gets what the student's {call.module!r} gets, {shapes}, and fails: "
-                f'{error} Name another part of the student with student="...", or pass a function of these arguments '
-                "that asks the teacher in its way."
+                f'{str(error).rstrip(".")}. Name another part of the student with student="...", or pass a function of '
+                "these arguments that asks the teacher in its way."
             ) from error
+        if logits.isnan().any() or logits.isposinf().any():
+            raise CompressionError(f"The teacher {teacher.name} answers with numbers that are not finite.")
         teacher.in_place = _versions(copied) != before
         return logits
 

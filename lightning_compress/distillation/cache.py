@@ -124,7 +124,9 @@ def write_cache(
         classes = 0
         for rows, inputs, members in batches:
             if members.dim() != 3:
-                raise CompressionError(f"A cache keeps logits (N, classes), not {tuple(members.shape[1:])}.")
+                raise CompressionError(
+                    f"A cache keeps logits (N, classes), not {tuple(members.shape[1:])}. Leave it out."
+                )
             classes = members.shape[-1]
             parts = {"probes": probes(inputs), **_compressed(members.movedim(0, 1), description["top_k"])}
             for name, part in parts.items():
@@ -190,7 +192,7 @@ def first_tensor(args: Sequence[Any]) -> Tensor:
 def _read_description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     if not path.is_file():
-        raise CompressionError(f"There is no cache in {str(folder)!r}.")
+        raise CompressionError(f"There is no cache in {str(folder)!r}, but something else. Name another folder.")
     description: dict[str, Any] = json.loads(path.read_text())
     return description
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,14 @@ import torch
 from torch import Tensor
 
 from lightning_compress.distillation.adapter_training import AdapterTraining
-from lightning_compress.distillation.bank import Pool, TeacherBank, normalised
+from lightning_compress.distillation.bank import Pool, TeacherBank
 from lightning_compress.distillation.build_cache import open_cache
 from lightning_compress.distillation.engine import Engine
 from lightning_compress.distillation.ensemble import Worth
 from lightning_compress.distillation.fidelity import Fidelity
 from lightning_compress.distillation.indexed import unwrap
 from lightning_compress.distillation.output_shapes import OF_CLASSES
+from lightning_compress.distillation.options import refuse_options
 from lightning_compress.distillation.outputs import labels_in
 from lightning_compress.distillation.precision import outputs_of
 from lightning_compress.distillation.ramp import Value, as_value, at, in_range
@@ -116,12 +116,16 @@ class Distillation(CompressionCallback):
         function = resolve(loss, LOSSES)
         self.bank = TeacherBank(as_teachers(teachers), pool, outputs_of(function))
         self.engine = Engine(self.bank, function, as_taps(taps))
-        self._weights = self._check_weights(weights)
+        self._weights = weights
+        if isinstance(weights, str) and weights != "validation":
+            raise CompressionError(f'Distillation(weights={weights!r}): numbers, "validation" or None.')
+        if weights is not None and not isinstance(weights, str):
+            self.bank.set_weights(weights)
         self.cache, self._top_k = cache, top_k
         self._transfer, self._student = transfer, student
         self._adapter_learning_rate = in_range(adapter_learning_rate, "adapter_learning_rate", low=1e-12, high=1e3)
         self._fidelity = fidelity
-        self._check_options()
+        refuse_options(self.bank, self.engine.taps, cache=cache, top_k=top_k, transfer=transfer)
         self._steps: DistilledSteps | None = None
         self._adapters: AdapterTraining | None = None
         self._fitted: weakref.ref[L.LightningModule] | None = None
@@ -139,37 +143,6 @@ class Distillation(CompressionCallback):
         """Forget adapters, fitted weights and the horizon: for the first fit, and for a fit of another module."""
         self._pending: dict[str, Any] = {}
         self._horizon: float | None = None
-
-    def _check_weights(self, weights: Sequence[float] | str | None) -> Sequence[float] | str | None:
-        if isinstance(weights, str) and weights != "validation":
-            raise CompressionError(f'Distillation(weights={weights!r}): numbers, "validation" or None.')
-        if weights is not None and not isinstance(weights, str):
-            numbers = [weights] if isinstance(weights, Real) else list(weights)
-            if len(numbers) != len(self.bank.teachers) or not all(float(number) > 0 for number in numbers):
-                raise CompressionError(
-                    f"Distillation(weights={numbers}): one number above 0 for each of the "
-                    f"{len(self.bank.teachers)} teachers."
-                )
-            self.bank.weights = normalised([float(number) for number in numbers])
-        return weights
-
-    def _check_options(self) -> None:
-        taps, several = self.engine.taps, len(self.bank.teachers) > 1
-        if self.cache is not None and (taps or self._transfer is not None):
-            what = "taps" if taps else "transfer"
-            raise CompressionError(f"A cache keeps outputs of training samples alone; with {what}= leave cache out.")
-        if taps and several and self.bank.pool.__name__ == "random":
-            raise CompressionError('pool="random" asks one teacher a step; taps need theirs each time. Use another.')
-        if self._top_k is not None and (self._top_k < 1 or self.cache is None):
-            raise CompressionError(
-                f"Distillation(top_k={self._top_k}, cache={self.cache!r}): at least one class of each output in a "
-                "cache, which needs a folder."
-            )
-        if self._transfer is not None and not isinstance(self._transfer, TransferSet):
-            raise CompressionError(
-                f"Distillation(transfer=...) got a {type(self._transfer).__name__}: wrap the samples, "
-                "lightning_compress.distillation.TransferSet(inputs, batch_size=64)."
-            )
 
     # -- state --------------------------------------------------------------------------------------------------------
 

@@ -172,7 +172,9 @@ class Engine:
         teacher = self.bank.pooled(self.bank.ask(call.args, call.kwargs), 1.0)
         if teacher.shape == student.shape:
             labels = None if outputs == "tokens" else labels_among_known(labels, teacher)
-            fidelity.update(*among_known(student, teacher), labels)
+            student, teacher = among_known(student, teacher)
+            if student.shape[-1] > 1:
+                fidelity.update(student, teacher, labels)
 
     def _tap_teachers(self) -> None:
         self.release()

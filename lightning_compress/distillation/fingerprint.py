@@ -17,7 +17,7 @@ def fingerprint(teacher: nn.Module | Callable[..., Any]) -> str:
     """SHA-256 of a module's parameters and buffers with their names, or of another object's pickle.
 
     Raises:
-        CompressionError: a callable that cannot be pickled.
+        CompressionError: a callable that cannot be pickled, or a module without weights.
 
     >>> layer = nn.Linear(2, 2)
     >>> before = fingerprint(layer)
@@ -42,5 +42,7 @@ def fingerprint(teacher: nn.Module | Callable[..., Any]) -> str:
 
 
 def _bytes(tensor: Tensor) -> bytes:
+    if tensor.is_meta:
+        raise CompressionError("A teacher is on the meta device, so it has no weights yet: load them first.")
     data: bytes = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
     return data

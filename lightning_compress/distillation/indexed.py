@@ -16,7 +16,7 @@ from lightning_compress.random_states import isolated_random_states
 
 
 class IndexedBatch(NamedTuple):
-    """A user's batch and the number of each sample and view in it; ``training_step`` gets the batch alone."""
+    """A user's batch and the number of each sample and view in it; the steps and hooks of a fit get the batch alone."""
 
     batch: Any
     rows: Tensor
@@ -78,8 +78,8 @@ class Indexed(Dataset[IndexedBatch]):
         if self._transform is not None:
             with isolated_random_states():
                 torch.default_generator.manual_seed(row)
-                if torch.cuda.is_initialized():  # until then torch.manual_seed takes a millisecond to note the seed
-                    torch.cuda.manual_seed_all(row)
+                if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+                    torch.cuda.manual_seed_all(row)  # before that, noting a seed for later takes a millisecond
                 np.random.seed(row % 2**32)
                 random.seed(row)
                 sample = self._transform(sample)

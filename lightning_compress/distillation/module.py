@@ -50,6 +50,8 @@ class DistillationModule(L.LightningModule):
         teachers: as in :class:`~lightning_compress.distillation.Distillation`.
         task_loss: of a plain student, ``f(logits, labels)``.
         optimizer: of a plain student, from parameters to an optimizer; None: AdamW with learning rate 1e-3.
+        part: name of the part of the student whose outputs are compared, such as the generator of two networks; None:
+            whatever the training step calls.
         options: further arguments of :class:`~lightning_compress.distillation.Distillation`.
 
     >>> module = DistillationModule(nn.Linear(4, 3), nn.Linear(4, 3), temperature=2.0)
@@ -64,6 +66,7 @@ class DistillationModule(L.LightningModule):
         *,
         task_loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
         optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
+        part: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -72,9 +75,13 @@ class DistillationModule(L.LightningModule):
                 f"A {type(student).__name__} has no parameters to train: DistillationModule(student, ...) takes a "
                 "module, or a LightningModule."
             )
+        for name, function in (("task_loss", task_loss), ("optimizer", optimizer or torch.optim.AdamW)):
+            if not callable(function):
+                raise CompressionError(f"DistillationModule({name}={function!r}): a function; see its description.")
         self.student = student
         self._task_loss, self._optimizer = task_loss, optimizer
-        self._distillation = Distillation(teachers, **options)
+        named = None if part is None else f"{STUDENT}{part}"
+        self._distillation = Distillation(teachers, student=named, **options)
         self._distillation.in_module = True
         if isinstance(student, L.LightningModule):
             self._delegate(student)

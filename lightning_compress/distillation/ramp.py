@@ -89,7 +89,16 @@ def in_range(number: Any, name: str, *, low: float, high: float) -> float:
 def at(value: Value, progress: float) -> float:
     """The value at a moment of the fit.
 
+    Raises:
+        CompressionError: a function that returns no number.
+
     >>> at(4.0, 0.3)
     4.0
     """
-    return value(progress) if callable(value) else value
+    found = value(progress) if callable(value) else value
+    try:
+        return float(found)
+    except (TypeError, ValueError) as error:
+        raise CompressionError(
+            f"A function of the progress gave {found!r} at {progress:g}, which is no number."
+        ) from error

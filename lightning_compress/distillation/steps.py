@@ -206,7 +206,7 @@ class DistilledSteps:
             except Exception as error:
                 raise CompressionError(
                     f"The student {self._student!r} cannot take the transfer set's samples, {tuple(inputs.shape)} of "
-                    f"{inputs.dtype}: {error} They must be what the training step gives it."
+                    f"{inputs.dtype}: {str(error).rstrip('.')}. They must be what the training step gives it."
                 ) from error
 
     def _recording(self, ask: Ask | None = None) -> AbstractContextManager[Recorder]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -45,28 +46,41 @@ class Tap:
     member: int = 0
 
     def __post_init__(self) -> None:
+        adapter = adapter_of(self.function)
+        self._check_kinds((*self.students, *self.teachers), self.weight, self.member)
         if len(self.students) != len(self.teachers):
             raise CompressionError(
                 f"Tap: {len(self.students)} layers of the student, {len(self.teachers)} of the teacher."
             )
-        if len(self.students) > 1 and adapter_of(self.function) is not Fusion:
+        if len(self.students) > 1 and adapter is not Fusion:
             raise CompressionError(f"Tap(loss={self.loss!r}) compares one layer with one: make a Tap for each.")
+
+    @staticmethod
+    def _check_kinds(names: Sequence[Any], weight: Any, member: Any) -> None:
+        for name in names:
+            if not isinstance(name, str):
+                raise CompressionError(f"Tap: {name!r} is no name of a layer.")
+        if not isinstance(weight, Real) or not isinstance(member, int):
+            raise CompressionError(f"Tap(weight={weight!r}, member={member!r}): a number, and a whole one.")
 
     @property
     def students(self) -> tuple[str, ...]:
         """The student's layers."""
-        return (self.student,) if isinstance(self.student, str) else tuple(self.student)
+        return _as_tuple(self.student)
 
     @property
     def teachers(self) -> tuple[str, ...]:
         """The teacher's layers."""
-        names = self.student if self.teacher is None else self.teacher
-        return (names,) if isinstance(names, str) else tuple(names)
+        return _as_tuple(self.student if self.teacher is None else self.teacher)
 
     @property
     def function(self) -> Callable[..., Tensor]:
         """The loss itself."""
         return resolve(self.loss, FEATURES)
+
+
+def _as_tuple(names: Any) -> tuple[str, ...]:
+    return tuple(names) if isinstance(names, list | tuple) else (names,)
 
 
 def as_taps(taps: Sequence[Tap | Mapping[str, Any]] | Tap | Mapping[str, Any]) -> tuple[Tap, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -72,10 +73,11 @@ class Teacher:
         fold: bool = False,
     ) -> None:
         source, estimator = behind(source), hasattr(source, "predict_proba")
-        if not (isinstance(source, nn.Module | str | Path) or callable(source) or estimator):
+        a_class, askable = isinstance(source, type), isinstance(source, nn.Module | str | Path) or callable(source)
+        if a_class or not (askable or estimator):
+            what = f"The class {source.__name__}" if a_class else f"A {type(source).__name__}"
             raise CompressionError(
-                f"A {type(source).__name__} is no teacher: pass a module, a path, a model with predict_proba or a "
-                "callable."
+                f"{what} is no teacher: pass a module, a path, a model with predict_proba or a callable."
             )
         if gives not in (None, *GIVES):
             raise CompressionError(f"Teacher(gives={gives!r}): a teacher gives one of {', '.join(GIVES)}.")
@@ -189,8 +191,8 @@ class Teacher:
             return network.to(device)
         except Exception as error:
             raise CompressionError(
-                f"The teacher {self.name} cannot be put on {device}: {error} Leave device= out: it runs where the "
-                "student is."
+                f"The teacher {self.name} cannot be put on {device}: {str(error).rstrip('.')}. Leave device= "
+                "out: it runs where the student is."
             ) from error
 
     @torch.no_grad()
@@ -204,8 +206,8 @@ class Teacher:
         if hasattr(network, "predict_proba"):
             output: object = _ask_estimator(network, first)
         elif isinstance(network, nn.Module):
-            call = self._arguments(TracingInput("", args, dict(kwargs)), network)
-            with evaluation_mode(network):
+            with self._own_precision(), evaluation_mode(network):
+                call = self._arguments(TracingInput("", args, dict(kwargs)), network)
                 output = network(*call.args, **call.kwargs)
         else:
             output = network(*args, **kwargs)
@@ -214,6 +216,13 @@ class Teacher:
             logits = logits.to(first.device)
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         return logits.clamp(min=LEAST_PROBABILITY).log() if self.gives == "probabilities" else logits
+
+    def _own_precision(self) -> AbstractContextManager[Any]:
+        """Without the fit's autocast, where the teacher has a type of its own."""
+        if self.dtype is None:
+            return nullcontext()
+        device = next((tensor.device.type for tensor in self.running.parameters()), "cpu")
+        return torch.autocast(device, enabled=False)
 
     def _arguments(self, call: TracingInput, network: nn.Module) -> TracingInput:
         """The call's tensors where the network is, in its type."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import io
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,8 +69,12 @@ def runner(module: nn.Module, inputs: Sequence[Tensor], runtime: str = "eager") 
 
 def _onnx_session(module: nn.Module, inputs: Sequence[Tensor]) -> Callable[[], object]:
     onnxruntime = importlib.import_module("onnxruntime")
+    attention = torch.backends.mha
+    fused = attention.get_fastpath_enabled()
     try:
-        with warnings.catch_warnings(), torch.no_grad(), TemporaryDirectory() as folder:
+        attention.set_fastpath_enabled(False)  # its one operation is unknown to ONNX
+        quiet = contextlib.redirect_stdout(io.StringIO())  # a failed export prints its graph
+        with warnings.catch_warnings(), torch.no_grad(), quiet, TemporaryDirectory() as folder:
             warnings.simplefilter("ignore")
             path = Path(folder) / "network.onnx"
             torch.onnx.export(module.cpu().float(), tuple(one.cpu() for one in inputs), path, dynamo=False)
@@ -77,6 +83,8 @@ def _onnx_session(module: nn.Module, inputs: Sequence[Tensor]) -> Callable[[], o
         raise CompressionError(
             f"{type(module).__name__} cannot be exported to ONNX: {error} Use runtime='eager'."
         ) from error
+    finally:
+        attention.set_fastpath_enabled(fused)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(exported, options, providers=["CPUExecutionProvider"])

@@ -23,18 +23,23 @@ def layers_of(weights: Iterable[str]) -> list[str]:
 
 
 def check_layers(module: nn.Module, weights: Iterable[str]) -> None:
-    """Refuse weights that belong to no Linear or convolution, whose inputs can be looked at.
+    """Refuse weights that belong to no Linear or convolution that is called, and whose inputs can be looked at.
 
     Raises:
-        CompressionError: with the layer and the way out.
+        CompressionError: with the weights and the way out.
     """
+    blind = []
     for name in weights:
-        layer, leaf = module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
-        if leaf != "weight" or not isinstance(layer, (nn.Linear, *CONVOLUTIONS)):
-            raise CompressionError(
-                f"The criterion looks at what a weight is multiplied with, and {name!r} is not the weight of a "
-                f"Linear or convolution. Leave it out: exclude=({name!r},)."
-            )
+        where, _, leaf = name.rpartition(".")
+        layer, around = module.get_submodule(where), module.get_submodule(where.rpartition(".")[0])
+        inner = isinstance(around, nn.MultiheadAttention)  # reads out_proj.weight itself
+        if inner or leaf != "weight" or not isinstance(layer, (nn.Linear, *CONVOLUTIONS)):
+            blind.append(name)
+    if blind:
+        raise CompressionError(
+            f"The criterion looks at what a weight is multiplied with, and {', '.join(map(repr, blind))} cannot be "
+            f"looked at: no weight of a Linear or convolution that is called. Leave it out: exclude={tuple(blind)!r}."
+        )
 
 
 def evidence_of_weight(

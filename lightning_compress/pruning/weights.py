@@ -12,7 +12,7 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.pruning.evidence import Criterion, Evidence
 from lightning_compress.pruning.patterns import Pattern
 from lightning_compress.pruning.threshold import keep_top
-from lightning_compress.random_states import isolated_random_states
+from lightning_compress.random_states import isolated_random_states, seed_torch
 
 Allocation: TypeAlias = Callable[[Mapping[str, Tensor], int], dict[str, int]]
 """``f(scores, drop)``: how many of the ``drop`` entries each tensor gives."""
@@ -72,7 +72,7 @@ def scores_of(criterion: Criterion, names: Sequence[str], evidence: Callable[[st
 
     def score(name: str) -> Tensor:
         with isolated_random_states():
-            torch.manual_seed(seed + names.index(name))
+            seed_torch(seed + names.index(name))
             return judge_weights(criterion, evidence(name))
 
     return Scores(names, score)

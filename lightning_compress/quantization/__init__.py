@@ -2,6 +2,7 @@
 
 from lightning_compress.quantization.binary_connect import BinaryConnect
 from lightning_compress.quantization.bit_allocation import Allocation, allocate_bits
+from lightning_compress.quantization.bit_budget import BitBudget
 from lightning_compress.quantization.calibration import calibrate
 from lightning_compress.quantization.callback import QuantizationAwareTraining
 from lightning_compress.quantization.entropy_constrained import entropy_constrained, ideal_bytes, solve_rate
@@ -16,6 +17,7 @@ from lightning_compress.quantization.weight_clustering import WeightClustering
 __all__ = [
     "Allocation",
     "BinaryConnect",
+    "BitBudget",
     "Codebook",
     "FakeQuantization",
     "QuantizationAwareTraining",

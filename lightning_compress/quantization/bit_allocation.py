@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from rich.table import Table
@@ -36,14 +36,21 @@ class Allocation:
     size: float
     sensitivity: Sensitivity
 
+    columns: ClassVar[tuple[str, ...]] = ("layer", "weights", "bits", "bytes", "cost")
+
+    def rows(self) -> list[list[Any]]:
+        """What stands under :attr:`columns`, a row for each layer."""
+        sizes, costs = self.sensitivity.sizes, self.sensitivity.costs
+        return [
+            [layer, sizes[layer], bits, sizes[layer] * bits / 8, costs[layer][bits]]
+            for layer, bits in self.bits.items()
+        ]
+
     def table(self) -> Table:
-        """Layer, weights, bits, bytes and cost, for a terminal."""
-        table = Table("layer", "weights", "bits", "bytes", "cost", title=f"{self.mean_bits:.2f} bits a weight")
-        for layer, bits in self.bits.items():
-            size = self.sensitivity.sizes[layer]
-            table.add_row(
-                layer, f"{size:,}", str(bits), f"{size * bits / 8:,.0f}", f"{self.sensitivity.costs[layer][bits]:.2g}"
-            )
+        """The rows, for a terminal."""
+        table = Table(*self.columns, title=f"{self.mean_bits:.2f} bits a weight")
+        for layer, size, bits, used, cost in self.rows():
+            table.add_row(layer, f"{size:,}", str(bits), f"{used:,.0f}", f"{cost:.2g}")
         return table
 
     def figure(self) -> Figure:

@@ -12,11 +12,14 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from lightning_compress.errors import CompressionError, did_you_mean
 from lightning_compress.quantization.batches import batches_of
+from lightning_compress.quantization.bit_allocation import allocate_bits
+from lightning_compress.quantization.bit_budget import BitBudget
 from lightning_compress.quantization.dataflow import trace_dataflow
 from lightning_compress.quantization.equalization import equalize_
 from lightning_compress.quantization.network import FakeQuantization
 from lightning_compress.quantization.observation import Observer
 from lightning_compress.quantization.rounding import adaround, gptq
+from lightning_compress.quantization.sensitivity import sensitivity
 from lightning_compress.quantization.settings import Bits, Settings
 from lightning_compress.quantization.weights import ObservedWeight
 from lightning_compress.random_states import isolated_random_states
@@ -31,7 +34,7 @@ _ROUNDINGS: dict[str, Callable[..., Tensor] | None] = {"nearest": None, "adaroun
 def calibrate(
     module: nn.Module,
     data: Iterable[Any],
-    weight_bits: Bits = 8,
+    weight_bits: Bits | BitBudget = 8,
     activation_bits: Bits = 8,
     *,
     rounding: str = "nearest",
@@ -47,7 +50,8 @@ def calibrate(
     Args:
         module: the network; it goes on in the mode, training or evaluation, that it is in.
         data: batches of what ``forward`` takes, on the module's device; a few hundred samples are enough.
-        weight_bits: 2 to 8; None leaves weights alone. {pattern: bits} gives each layer its own.
+        weight_bits: 2 to 8; None leaves weights alone. {pattern: bits} gives each layer its own, a BitBudget finds
+            them.
         activation_bits: likewise.
         rounding: "nearest"; "adaround" and "gptq" round so that outputs change least, from second moments (Linear and
             ungrouped convolutions; other layers go to the nearest).
@@ -79,6 +83,10 @@ def calibrate(
     for key in settings:
         if key not in (known := {field.name for field in fields(Settings)}):
             raise CompressionError(f"calibrate() knows no {key}=. {did_you_mean(key, known)}")
+    if isinstance(weight_bits, BitBudget):
+        names = {key: settings[key] for key in ("targets", "exclude") if key in settings}
+        found = sensitivity(module, batches, weight_bits.bits, forward=forward, **names)
+        weight_bits = allocate_bits(found, mean_bits=weight_bits.mean_bits, size=weight_bits.size).bits
     asked = Settings(weight_bits, activation_bits, observer, weight_observer, **settings)
     for bits in (weight_bits, activation_bits):
         if isinstance(bits, Mapping) and 0 in bits:

@@ -7,25 +7,34 @@ import warnings
 import weakref
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from math import inf
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelPruning
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.plan import CHECKPOINT_KEY
+from lightning_compress.quantization.allocation_log import log_allocation
+from lightning_compress.quantization.bit_allocation import Allocation, allocate_bits
+from lightning_compress.quantization.bit_budget import BitBudget
 from lightning_compress.quantization.dataflow import trace_dataflow
 from lightning_compress.quantization.network import FakeQuantization
 from lightning_compress.quantization.observation import Observer
 from lightning_compress.quantization.scale_training import ScaleTraining
+from lightning_compress.quantization.sensitivity import sensitivity
 from lightning_compress.quantization.settings import Bits, Settings, in_epochs
+from lightning_compress.quantization.transparent import make_plain_
+from lightning_compress.random_states import isolated_random_states
+from lightning_compress.surgery import private_copy
+from lightning_compress.surgery.tracing import capture
 from lightning_compress.training import CompressionCallback
 from lightning_compress.training.horizon import keep_horizon
-from lightning_compress.training.private import batches_done_in_epoch
+from lightning_compress.training.private import batches_done_in_epoch, rehearse_training_step, spread_train_batches
 from lightning_compress.values import is_number
 
 STATE_KEY = "quantizers"
@@ -46,7 +55,8 @@ class QuantizationAwareTraining(CompressionCallback):
 
     Args:
         weight_bits: 2 to 8; None leaves weights alone. {time: bits} changes them in mid-fit, such as {0: 8, 0.5: 4}; an
-            int counts epochs, a float is a share of the fit. {pattern: bits} gives each layer its own.
+            int counts epochs, a float is a share of the fit. {pattern: bits} gives each layer its own, a
+            :class:`~lightning_compress.quantization.BitBudget` finds them.
         activation_bits: likewise, of what layers read.
         observer: name of a function in ``quantization/observers``, or any callable: the range of activations.
         weight_observer: likewise, for weights.
@@ -78,7 +88,7 @@ class QuantizationAwareTraining(CompressionCallback):
 
     def __init__(
         self,
-        weight_bits: Bits = 8,
+        weight_bits: Bits | BitBudget = 8,
         activation_bits: Bits = 8,
         *,
         observer: str | Observer = "moving_average",
@@ -308,8 +318,8 @@ class QuantizationAwareTraining(CompressionCallback):
         if dataflow.loose and self.settings.add_bits is not None:
             self._say(f"{dataflow.loose} operands of residual adds, returned by no module, stay in floating point")
 
-    def _say(self, what: str) -> None:
-        self.session.write("decision", f"{self.state_key}: {what}")
+    def _say(self, what: str, **data: Any) -> None:
+        self.session.write("decision", f"{self.state_key}: {what}", **data)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -333,6 +343,8 @@ class QuantizationAwareTraining(CompressionCallback):
                 if isinstance(norm, _BatchNorm) and norm.training:
                     norm.training = False
                     self._stilled.append(norm)
+        if begun and network.budget is not None:
+            self._share_out(trainer, network.budget)
         changed = network.set_time(self.session.time, self._horizon)
         if (begun, frozen) != self._last_phase or changed:
             self._last_phase = (begun, frozen)
@@ -341,6 +353,31 @@ class QuantizationAwareTraining(CompressionCallback):
             if changed:
                 text = f"{self.state_key}: bits changed: {', '.join(changed[:3])}{' ...' * (len(changed) > 3)}"
                 self.session.write("decision", text, changed=len(changed))
+
+    def _share_out(self, trainer: L.Trainer, budget: BitBudget) -> None:
+        """Process 0 measures and decides for all."""
+        allocation = self.session.from_first(lambda: self._allocate(trainer, budget))
+        self.network.share_out(allocation.bits)
+        bits = ", ".join(f"{layer} {own}" for layer, own in allocation.bits.items())
+        self._say(f"{allocation.mean_bits:.3g} bits a weight by sensitivity: {bits}", **allocation.bits)
+        if trainer.is_global_zero:
+            log_allocation(trainer.loggers, allocation)
+
+    def _allocate(self, trainer: L.Trainer, budget: BitBudget) -> Allocation:
+        module = private_copy(self.session.module)
+        make_plain_(module)
+        with isolated_random_states():
+            batches = spread_train_batches(trainer, self.session.module, budget.samples)
+            calls = [capture(module, partial(_step, trainer, batch)) for batch in batches]
+        found = sensitivity(
+            module,
+            calls,
+            budget.bits,
+            forward=lambda root, call: call.run(root),
+            targets=self.settings.targets,
+            exclude=self.settings.exclude,
+        )
+        return allocate_bits(found, mean_bits=budget.mean_bits, size=budget.size)
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         """Layers that run again in the backward (activation checkpointing) compute what they did in the forward."""
@@ -401,6 +438,10 @@ class QuantizationAwareTraining(CompressionCallback):
             self._refuse_empty()
         if self._finalize:
             self.network.finalize_()
+
+
+def _step(trainer: L.Trainer, batch: Any, module: nn.Module) -> Any:
+    return rehearse_training_step(module, trainer, batch)
 
 
 def _time(value: float, name: str) -> float:

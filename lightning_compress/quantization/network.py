@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from lightning_compress.quantization.activations import (
     OutputHook,
     build_activation_quantizer,
 )
+from lightning_compress.quantization.bit_budget import BitBudget
 from lightning_compress.quantization.dataflow import Dataflow
 from lightning_compress.quantization.grid import SMALLEST_SCALE, Grid
 from lightning_compress.quantization.observation import resolve_observer
@@ -247,6 +249,15 @@ class FakeQuantization:
                     changed.append(f"{name} {grid.bits} -> {bits}")
         return changed
 
+    @property
+    def budget(self) -> BitBudget | None:
+        """What is still to be shared out among the layers."""
+        return self.settings.weight_bits if isinstance(self.settings.weight_bits, BitBudget) else None
+
+    def share_out(self, bits: Mapping[str, int]) -> None:
+        """The bits of each layer, in the place of the budget; in force at the next :meth:`set_time`."""
+        self.settings = replace(self.settings, weight_bits={_plain(layer): own for layer, own in bits.items()})
+
     @torch.no_grad()
     def keep_in_range(self) -> None:
         """After a step of learned scales."""
@@ -311,8 +322,13 @@ class FakeQuantization:
             "inputs": {name: names[id(quantizer)] for name, quantizer in self.inputs.items()},
             "outputs": list(self.outputs),
             "kind": self.settings.kind,
+            "shared_out": self._shared_out(),
             "time": list(self._time),
         }
+
+    def _shared_out(self) -> dict[str, int] | None:
+        bits = self.settings.weight_bits
+        return dict(bits) if isinstance(bits, Mapping) and all(isinstance(key, str) for key in bits) else None  # type: ignore[arg-type]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`, of a network of the same shape.
@@ -334,6 +350,8 @@ class FakeQuantization:
                     f"{self.owner}: the checkpoint has quantized {what} of {sorted(theirs)}, this callback those of "
                     f"{sorted(mine)}. Use the same bits, targets= and exclude= as in the fit that wrote it."
                 )
+        if self.budget is not None and state.get("shared_out"):
+            self.share_out(state["shared_out"])
         hooked = bool(self._handles)
         self._unhook()
         for name, own in state["weights"].items():

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
 from lightning_compress.errors import CompressionError, did_you_mean
+from lightning_compress.quantization.bit_budget import BitBudget
 from lightning_compress.quantization.grid import check_bits
 from lightning_compress.quantization.observation import Observer, resolve_observer
 from lightning_compress.surgery.targets import refuse_text
@@ -26,7 +27,7 @@ the fit); {pattern: bits} gives each layer its own, and leaves alone those that 
 class Settings:
     """How a network is quantized; see :class:`~lightning_compress.quantization.QuantizationAwareTraining`."""
 
-    weight_bits: Bits = 8
+    weight_bits: Bits | BitBudget = 8
     activation_bits: Bits = 8
     observer: str | Observer = "moving_average"
     weight_observer: str | Observer = "minmax"
@@ -41,8 +42,9 @@ class Settings:
     exclude: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for name in ("weight_bits", "activation_bits"):
-            check_schedule(getattr(self, name), name)
+        if not isinstance(self.weight_bits, BitBudget):
+            check_schedule(self.weight_bits, "weight_bits")
+        check_schedule(self.activation_bits, "activation_bits")
         for name in ("edge_bits", "add_bits"):
             if getattr(self, name) is not None:
                 check_bits(getattr(self, name), name)
@@ -108,15 +110,18 @@ def check_schedule(bits: Bits, name: str) -> None:
 
 
 def _is_time(key: object) -> bool:
-    return is_number(key) and bool(key >= 0)  # type: ignore[operator]
+    return is_number(key) and bool(key >= 0)
 
 
-def bits_of(bits: Bits, layer: str, time: float, horizon: float) -> int | None:
-    """The bits of ``layer`` at ``time`` (epochs) of a fit of ``horizon`` epochs; None leaves it alone.
+def bits_of(bits: Bits | BitBudget, layer: str, time: float, horizon: float) -> int | None:
+    """The bits of ``layer`` at ``time`` (epochs) of a fit of ``horizon`` epochs; None leaves it alone. Of a budget that
+    is not shared out yet, its most.
 
     >>> bits_of({0: 8, 0.5: 4}, "fc", 5.0, 10.0), bits_of({"fc*": 3}, "fc1", 0.0, 1.0), bits_of({"fc*": 3}, "c", 0, 1)
     (4, 3, None)
     """
+    if isinstance(bits, BitBudget):
+        return bits.most
     if not isinstance(bits, Mapping):
         return bits
     named = [value for key, value in bits.items() if isinstance(key, str) and fnmatchcase(layer, key)]

@@ -4,7 +4,7 @@ several times as long. In single precision and below the results are the same, b
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -100,7 +100,7 @@ def _codes(value: Tensor, step: _Numbers, zero: _Numbers, low: int, high: int) -
 
 def _inside(gradient: Tensor, value: Tensor, lowest: _Numbers, highest: _Numbers) -> Tensor:
     """The gradient where ``value`` lies between the bounds, else 0."""
-    if isinstance(lowest, Tensor) or isinstance(highest, Tensor):
+    if isinstance(lowest, Tensor) and isinstance(highest, Tensor):
         return torch.where(_wide(value).clamp(lowest, highest) == value, gradient, 0.0)
     return torch.ops.aten.hardtanh_backward(gradient, value, lowest, highest)  # type: ignore[no-any-return]
 
@@ -109,7 +109,7 @@ def _dot(one: Tensor, other: Tensor, axis: int | None) -> Tensor:
     """Sum of products, for each entry of ``axis``: shape (1,) or (entries,)."""
     if axis is None:
         return torch.dot(_wide(one).reshape(-1), _wide(other).reshape(-1)).view(1)
-    return torch.linalg.vecdot(_rows(_wide(one), axis), _rows(_wide(other), axis))
+    return cast(Tensor, torch.linalg.vecdot(_rows(_wide(one), axis), _rows(_wide(other), axis)))
 
 
 def _rows(value: Tensor, axis: int | None) -> Tensor:

@@ -77,7 +77,8 @@ def quantized_bits(checkpoint: Mapping[str, Any]) -> dict[str, int]:
     """
     states = (checkpoint.get(CHECKPOINT_KEY) or {}).get("quantizers", {}).values()
     quantizers = (item for state in states if state for item in state.get("weights", {}).items())
-    return {name: int(state["bits"]) for name, state in quantizers if state.get("enabled")}
+    rounded = ((name, state) for name, state in quantizers if state.get("enabled") or state.get("ready"))
+    return {name: int(state["bits"]) for name, state in rounded}
 
 
 @cache

@@ -9,7 +9,7 @@ import torch
 from distillation.distilled import Manual, Rich, accuracy, distil, trained, trained_mlp
 from support import Look, User, digits, every_epoch, fit, leftovers, loader, same, validation_loader
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 import lightning_compress as lc
 from lightning_compress.distillation import Distillation, Teacher, TransferSet
@@ -333,12 +333,13 @@ def test_labels_reach_a_loss_that_wants_them_and_a_batch_without_is_refused():
 
 def test_a_transfer_set_teaches_what_the_labels_do_not():
     images, labels = digits()
-    few = DataLoader(TensorDataset(images[:50], labels[:50]), 10, shuffle=True)
+    data = TensorDataset(images[:50], labels[:50])
+    few = DataLoader(data, 10, sampler=RandomSampler(data, replacement=True, num_samples=2000))
     scores = []
     for alpha in (0.0, 0.9):
         L.seed_everything(1, verbose=False)
         module = User(schedule=False)
-        distil(module, alpha=alpha, temperature=2.0, transfer=TransferSet(images[:1000]), max_epochs=40,
+        distil(module, alpha=alpha, temperature=2.0, transfer=TransferSet(images[:1000]), max_epochs=1,
                fidelity=False, fit_options={"train": few, "validation": False})  # fmt: skip
         scores.append(accuracy(module))
     assert scores[1] > scores[0] + 0.03
@@ -368,7 +369,10 @@ def test_a_half_precision_folded_teacher_says_nearly_the_same():
     assert isinstance(cheap.running.network.norm, nn.Identity)
     assert isinstance(trained().network.norm, nn.BatchNorm2d)
     assert (answers[0].argmax(1) == answers[1].argmax(1)).float().mean() > 0.98
-    distil(User(), Teacher(trained(), fold=True, dtype="bfloat16"), max_epochs=1)
+    cheap = Teacher(trained(), fold=True, dtype="bfloat16")
+    distil(User(), cheap, max_epochs=1)
+    odd = Teacher(trained(), dtype="float64")  # not that of the fit's autocast
+    distil(User(), odd, max_epochs=1, fit_options={"precision": "bf16-mixed", "limit_train_batches": 2})
 
 
 def test_the_teacher_sees_the_inputs_as_the_student_got_them():

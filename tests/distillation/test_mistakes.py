@@ -80,6 +80,11 @@ def test_one_output_and_soft_targets_do_not_go_together_in_a_fit():
         one_step(Bare(nn.Linear(64, 1)), Distillation(nn.Linear(64, 1)))
 
 
+def test_a_pool_of_distributions_is_refused_where_a_loss_of_the_user_compares_values():
+    with pytest.raises(lc.CompressionError, match=r"pool='vote' .* outputs \(4, 1\)"):
+        one_step(Bare(nn.Linear(64, 1)), Distillation([nn.Linear(64, 1)] * 2, loss=nn.MSELoss(), pool="vote"))
+
+
 def test_a_teacher_of_another_layout_is_refused():
     with pytest.raises(lc.CompressionError, match=r"returns \(4, 1\), the student \(4,\)"):
         flat = nn.Sequential(nn.Linear(64, 1), nn.Flatten(0))
@@ -103,6 +108,13 @@ def test_a_teacher_of_another_layout_is_refused():
         ({"adapter_learning_rate": "fast"}, "adapter_learning_rate='fast' is no number"),
         ({"transfer": torch.zeros(4, 64)}, r"TransferSet\(inputs"),
         ({"weights": 3}, "one number above 0"),
+        ({"weights": ["a", "b"]}, "one number above 0"),
+        ({"cache": 5}, "cache=5"),
+        ({"cache": "here", "top_k": 2.5}, "top_k=2.5"),
+        ({"cache": "here", "top_k": 2, "loss": "sigmoid_kd"}, "the loss reads labels"),
+        ({"taps": [{"student": 0}]}, "0 is no name of a layer"),
+        ({"taps": [{"student": "fc", "weight": "a"}]}, "weight='a'"),
+        ({"taps": [{"student": "fc", "loss": "hnt"}]}, "Did you mean 'hint'"),
     ],
 )
 def test_wrong_arguments_are_refused_at_once(options, message):
@@ -113,6 +125,7 @@ def test_wrong_arguments_are_refused_at_once(options, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"source": nn.Linear}, "The class Linear is no teacher"),
         ({"dtype": "bf16"}, '"bfloat16"'),
         ({"dtype": torch.int8}, "floating-point type"),
         ({"device": "gpu"}, '"cuda:0"'),
@@ -174,6 +187,15 @@ def test_a_teacher_that_wants_other_inputs_is_refused():
     refused("and fails", User(), lambda images, mask: images)
 
 
+def test_a_teacher_without_sensible_numbers_is_refused():
+    refused("meta device", User(), mlp().to("meta"))
+    refused("not finite", User(), lambda images: torch.full((len(images), 10), torch.nan))
+
+
+def test_a_schedule_that_gives_no_number_is_refused():
+    refused("gave 'warm' at 0", User(), temperature=lambda progress: "warm")
+
+
 def test_a_device_that_is_not_there_is_refused():
     refused("cannot be put on cuda:77", User(), Teacher(trained(), device="cuda:77"))
 
@@ -199,6 +221,8 @@ def test_names_of_classes_become_numbers_by_a_mapping():
 def test_a_function_is_no_student():
     with pytest.raises(lc.CompressionError, match="A function has no parameters to train"):
         DistillationModule(lambda images: images, trained())
+    with pytest.raises(lc.CompressionError, match="optimizer='adam'"):
+        DistillationModule(mlp(), trained(), optimizer="adam")
 
 
 def test_batches_of_three_are_refused_by_the_built_in_step():

@@ -113,6 +113,13 @@ def test_of_two_losses_the_one_that_the_student_went_into_is_mixed():
     assert not torch.equal(first.judge.weight, judge.weight), "its own loss has not been touched"
 
 
+def test_a_part_of_a_wrapped_module_is_named():
+    module = DistillationModule(Adversarial(), trained_mlp(), part="student")
+    assert fit(module, **FEW).callback_metrics["compress/distillation_loss"] > 0
+    with pytest.raises(lc.CompressionError, match="'student.jugde'. Did you mean 'student.judge'"):
+        fit(DistillationModule(Adversarial(), trained_mlp(), part="jugde"), **FEW)
+
+
 class Watches(Manual):
     """Reads gradients, groups and schedules of its optimizers; steps with a closure."""
 

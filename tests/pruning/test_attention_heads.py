@@ -84,6 +84,15 @@ def test_heads_are_aligned_by_their_entries_not_by_their_number():
     assert module.attention.num_heads == 3
 
 
+def test_weights_that_attention_reads_itself_are_all_named_before_the_fit():
+    with pytest.raises(
+        CompressionError, match=r"self_attn.in_proj_weight', '\S+self_attn.out_proj.weight' cannot be"
+    ) as no:
+        fit(Encoder(), lc.WeightPruning(0.5, criterion="wanda"), max_epochs=1)
+    exclude = eval(str(no.value).partition("exclude=")[2].removesuffix("."))
+    fit(Encoder(), lc.WeightPruning(0.5, criterion="wanda", exclude=exclude, max_step=0.6), max_epochs=2)
+
+
 @pytest.mark.parametrize("criterion", ["apoz", "wanda"])
 def test_a_criterion_that_looks_at_inputs_says_which_layers_have_none(criterion):
     with pytest.raises(CompressionError, match=r"'network.2.layers.0.self_attn' these are no Linear.*exclude=\("):

@@ -113,7 +113,7 @@ def test_what_is_reached_is_what_is_gone(network, of):
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_every_criterion_reaches_the_amount(criterion):
     module, pruning = User(), Proven(0.5, criterion=criterion)
-    fit(module, pruning, max_epochs=5)
+    fit(module, pruning, max_epochs=3)
     assert pruning.reached == 0.5
     assert pruning.cuts > 2
 

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 
 import lightning as L
 import pytest
@@ -60,8 +61,7 @@ def pruned(module, pruning, **options):
     return zeros, total
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("allocation", ALLOCATIONS)
+@pytest.mark.parametrize(("optimizer", "allocation"), list(zip(OPTIMIZERS, itertools.cycle(ALLOCATIONS))))
 def test_final_sparsity_is_exact_and_zeros_stay_under_every_optimizer(optimizer, allocation):
     pruning = lc.WeightPruning(0.8, allocation=allocation)
     zeros, total = pruned(User(optimizer=optimizer), pruning)

@@ -23,7 +23,7 @@ if __name__ == "__main__":
         folder = Path(sys.argv[1]) / case
         L.seed_everything(1, verbose=False)
         pruning = build()
-        runner = ddp_trainer(folder, pruning, max_epochs=4)
+        runner = ddp_trainer(folder, pruning, max_epochs=2)
         runner.fit(User(), loader())
         parameters = {name: one.detach() for name, one in runner.lightning_module.named_parameters()}
         state = {"parameters": parameters, "masks": pruning.masks.to_state()}

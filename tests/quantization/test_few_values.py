@@ -310,6 +310,9 @@ def test_two_quantizers_of_one_weight_are_refused_before_training():
         (lambda: BinaryConnect(targets="fc"), r"write targets=\('fc',\)"),
         (lambda: TernaryWeights("binary"), "mode='binary' is unknown: twn or ttq"),
         (lambda: TernaryWeights(learning_rate=-1.0), "learning_rate=-1.0"),
+        (lambda: TernaryWeights(learning_rate="x"), "learning_rate='x'"),
+        (lambda: WeightClustering({}), "says nothing"),
+        (lambda: WeightClustering(learning_rate=None), "learning_rate=None"),
     ],
 )
 def test_bad_arguments_are_refused_at_once(build, says):
@@ -347,3 +350,16 @@ def test_a_binary_network_takes_one_bit_a_weight_in_its_file(tmp_path):
     with torch.no_grad():
         layer.weight.copy_(ternarize(torch.randn(256, 256)))
     assert lc.save_compressed(layer, tmp_path / "ternary.lcz").bytes < 256 * 256 / 8 * 1.7
+
+
+@pytest.mark.parametrize("case", [*CALLBACKS, "fake"])
+def test_files_written_in_a_fit_hold_few_values_and_the_fit_goes_on_with_the_others(tmp_path, case):
+    callback = CALLBACKS[case]() if case in CALLBACKS else QuantizationAwareTraining(3, None, edge_bits=None)
+    callback._finalize = False
+    files = lc.SaveCompressed(tmp_path, monitor="val_acc")
+    module = User()
+    fit(module, callback, files, max_epochs=2)
+    assert len(module.network[4].weight.unique()) > 300
+    for path in (files.last_path, files.best_path):
+        loaded = lc.load_compressed(path, into=User())
+        assert max(len(row.unique()) for row in loaded.network[4].weight) <= (7 if case == "fake" else 3)

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from support import same
 from torch import nn
 
 from lightning_compress.errors import CompressionError
@@ -19,6 +20,7 @@ from lightning_compress.quantization.grid import (
 from lightning_compress.quantization.network import FakeQuantization
 from lightning_compress.quantization.observation import Observation, observed_range, resolve_observer
 from lightning_compress.quantization.settings import SCALES, Settings
+from lightning_compress.quantization.vectorized import vectorized_fake_quantize
 from lightning_compress.registry import names
 from lightning_compress.surgery import fold_batchnorm_
 
@@ -42,6 +44,42 @@ def test_plain_arithmetic_equals_aten_in_value_and_gradient(bits, axis, symmetri
     codes = codes_of(values[0], scale, zero_point, grid, axis)
     assert grid.low <= int(codes.min())
     assert int(codes.max()) <= grid.high
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("axis", [None, 0, 1])
+@pytest.mark.parametrize("grid", [Grid(2), Grid(8), Grid(3, symmetric=False), Grid(8, symmetric=False)], ids=str)
+def test_vectorized_rounding_equals_aten(grid, axis, dtype):
+    torch.manual_seed(0)
+    count = 1 if axis is None else (40, 50)[axis]
+    scale, zero_point = torch.rand(count) * 0.1 + 0.01, torch.zeros(count, dtype=torch.int32)
+    if not grid.symmetric:
+        zero_point.random_(0, grid.high)
+    found = []
+    for function in (
+        lambda x: vectorized_fake_quantize(x, scale, zero_point, grid.low, grid.high, axis),
+        lambda x: (
+            torch.fake_quantize_per_tensor_affine(x, scale, zero_point, grid.low, grid.high)
+            if axis is None
+            else torch.fake_quantize_per_channel_affine(x, scale, zero_point, axis, grid.low, grid.high)
+        ),
+    ):
+        torch.manual_seed(1)
+        value = torch.randn(40, 50).to(dtype).requires_grad_()
+        result = function(value)
+        result.backward(torch.randn(40, 50).to(dtype))
+        found.append((result.detach(), value.grad))
+    assert same(*found)
+    zeros = found[0][0] == 0
+    assert not torch.signbit(found[0][0][zeros]).any()
+
+
+def test_what_is_rounded_twice_in_a_step_or_written_into_has_its_gradient():
+    quantizer = build_activation_quantizer("observed", Grid(8, symmetric=False), resolve_observer("moving_average"))
+    quantizer.enabled = True
+    value = torch.linspace(-1, 1, 21, requires_grad=True)
+    (quantizer(value, True).mul_(2.0).sum() + quantizer(value / 2, True).sum()).backward()
+    assert torch.equal(value.grad[1:-1], torch.full((19,), 2.5))
 
 
 @pytest.mark.parametrize("axis", [None, 0])
