@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lightning_compress.artifact.dtypes import bits_of
 from lightning_compress.artifact.entropy import CoderName
-from lightning_compress.artifact.fields import FieldReader, seal, unseal
+from lightning_compress.artifact.fields import FieldReader, unseal
 from lightning_compress.artifact.format_error import FormatError
 from lightning_compress.artifact.index import MAGIC, NAME, VERSION, CodedTensor, Entry, Group, Index
 from lightning_compress.artifact.outer_file import OuterFile, outer_header
@@ -232,8 +232,9 @@ def _write_body(body: BinaryIO, tensors: Mapping[str, Tensor], coder: CoderName)
             room -= len(one.records)
             small.add(entry, tensor, one)
         elif len(one.records) < WORTH * entry.bytes:
-            length = body.write(seal(MAGIC + bytes([VERSION]) + one.records, zlib.crc32(name.encode())))
-            coded[entry] = CodedTensor(length, one.excess)
+            one.records[:0] = MAGIC + bytes([VERSION])
+            one.records += zlib.crc32(one.records, zlib.crc32(name.encode())).to_bytes(4, "little")
+            coded[entry] = CodedTensor(body.write(one.records), one.excess)
         else:
             plain[entry] = _checksum(tensor)
     plain = dict(sorted(plain.items(), key=lambda item: (-item[0].dtype.itemsize, item[0].name)))

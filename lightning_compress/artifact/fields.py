@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import zlib
+from typing import TypeAlias
 
 from lightning_compress.artifact.format_error import FormatError
+
+Data: TypeAlias = bytes | memoryview
+"""Bytes, or a part of them without a copy."""
 
 MAX_NAME = 1_000
 ENDINGS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -63,10 +67,10 @@ class FieldReader:
         where: whose they are, for the message.
     """
 
-    def __init__(self, data: bytes, where: str) -> None:
+    def __init__(self, data: Data, where: str) -> None:
         self.where = where
         self.position = 0
-        self._data = data
+        self._data = memoryview(data)
         self._name = ""
 
     @property
@@ -78,8 +82,8 @@ class FieldReader:
         """The error to raise."""
         return FormatError(f"{self.where}: {reason}. The file is damaged or was not written by this package.")
 
-    def take(self, size: int) -> bytes:
-        """The next ``size`` bytes."""
+    def take(self, size: int) -> memoryview:
+        """The next ``size`` bytes; no copy."""
         if not 0 <= size <= self.left:
             raise self.refuse(f"{size} bytes were announced where {self.left} are left")
         self.position += size
@@ -109,19 +113,19 @@ class FieldReader:
         value = self.number(2 * largest)
         return value // 2 if value % 2 == 0 else -(value + 1) // 2
 
-    def block(self) -> bytes:
+    def block(self) -> memoryview:
         """Bytes, behind their number."""
         return self.take(self.number(self.left))
 
     def since(self, start: int) -> bytes:
         """What has been read from the position ``start`` on."""
-        return self._data[start : self.position]
+        return self._data[start : self.position].tobytes()
 
     def text(self) -> str:
         """A short text."""
         data = self.block()
         try:
-            return data.decode()
+            return data.tobytes().decode()
         except UnicodeDecodeError:
             raise self.refuse("a text is none") from None
 
@@ -150,18 +154,19 @@ class FieldReader:
 def seal(data: bytes, context: int = 0) -> bytes:
     """``data`` and its CRC32 behind it; ``context`` is the CRC32 of what stands before it.
 
-    >>> unseal(seal(b"abc"), "x")
+    >>> unseal(seal(b"abc"), "x").tobytes()
     b'abc'
     """
     return data + zlib.crc32(data, context).to_bytes(4, "little")
 
 
-def unseal(data: bytes, where: str, context: int = 0) -> bytes:
-    """What :func:`seal` sealed.
+def unseal(data: Data, where: str, context: int = 0) -> memoryview:
+    """What :func:`seal` sealed; no copy.
 
     Raises:
         FormatError: a byte is not what it was.
     """
+    data = memoryview(data)
     if len(data) < 4 or zlib.crc32(data[:-4], context).to_bytes(4, "little") != data[-4:]:
         raise FormatError(f"{where}: the checksum is wrong; the file is damaged. Copy it again.")
     return data[:-4]

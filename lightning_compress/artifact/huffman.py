@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_compress.artifact.fields import Data
 from lightning_compress.artifact.format_error import FormatError
 
 LIMIT = 15
@@ -114,7 +115,7 @@ def huffman_encode(symbols: Bytes) -> bytes:
     return table + np.packbits(bits).tobytes()
 
 
-def huffman_decode(data: bytes, count: int) -> Bytes:
+def huffman_decode(data: Data, count: int) -> Bytes:
     """``count`` symbols, all at once: every block of the stream is decoded from every bit at which it could begin.
 
     Where a codeword begins is known only when all before it are decoded. But a block of them can begin at no more
@@ -217,7 +218,7 @@ def write_lengths(lengths: Bytes) -> bytes:
     return bytes([size - 1]) + np.packbits(np.array(list(text), np.uint8)).tobytes()
 
 
-def read_lengths(data: bytes) -> tuple[Bytes, int]:
+def read_lengths(data: Data) -> tuple[Bytes, int]:
     """What :func:`write_lengths` wrote at the beginning of ``data``, and its size in bytes.
 
     Raises:

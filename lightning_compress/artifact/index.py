@@ -12,7 +12,7 @@ import torch
 
 from lightning_compress.artifact.dtypes import DTYPES
 from lightning_compress.artifact.entropy import deflate, inflate
-from lightning_compress.artifact.fields import FieldReader, FieldWriter, seal, unseal
+from lightning_compress.artifact.fields import Data, FieldReader, FieldWriter, seal, unseal
 from lightning_compress.artifact.format_error import FormatError
 from lightning_compress.artifact.tensor_codec import read_records
 
@@ -150,7 +150,7 @@ class Index:
         return seal(bytes(writer.data), header)
 
     @classmethod
-    def from_bytes(cls, data: bytes, header: int, where: str) -> Index:
+    def from_bytes(cls, data: Data, header: int, where: str) -> Index:
         """What :meth:`to_bytes` wrote; every field is checked, nothing is decoded.
 
         Raises:

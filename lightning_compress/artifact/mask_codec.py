@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_compress.artifact.entropy import CoderName
-from lightning_compress.artifact.fields import FieldReader, FieldWriter
+from lightning_compress.artifact.entropy import Coder, CoderName, allowed_coders, entropy_bits
+from lightning_compress.artifact.fields import Data, FieldReader, FieldWriter
 from lightning_compress.artifact.format_error import FormatError
 from lightning_compress.artifact.huffman import huffman_bits
 from lightning_compress.artifact.row_classes import MAX_CLASSES, mask_bits, row_classes
@@ -18,6 +18,9 @@ Mask = NDArray[np.bool_]
 Places = NDArray[np.int64]
 ESCAPE = 255
 MAX_LOW = 16
+MANY_GAPS = 2**12
+TABLE_BITS, TABLE_EVERY = 6, 2**15
+"""DEFLATE spends about so many bits on each symbol that occurs, and anew after so many symbols."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class GapClass:
     escapes: int
     low_bits: int
     high: Stream
-    low: bytes
+    low: Data
 
     @classmethod
     def read(cls, reader: FieldReader, entries: int, size: int) -> GapClass:
@@ -196,9 +199,10 @@ def _encode_class(mask: Mask, coder: CoderName) -> GapClass:
     if not len(places):
         return _EMPTY
     gaps = np.diff(places, prepend=-1) - 1
-    widths = {0} if coder == "rans" else {_best_low_bits(gaps)}
-    if coder == "auto":
-        widths.add(0)
+    allowed = allowed_coders(coder, len(gaps))
+    widths = {0} if Coder.RANS in allowed else set()
+    if allowed != (Coder.RANS,):
+        widths.add(_best_low_bits(gaps))
     return min((_code_gaps(gaps, low_bits, coder) for low_bits in sorted(widths)), key=_class_size)
 
 
@@ -223,10 +227,18 @@ def _best_low_bits(gaps: NDArray[np.int64]) -> int:
         high = gaps >> low_bits
         counts = np.bincount(high % ESCAPE, minlength=256)
         counts[ESCAPE] = int((high // ESCAPE).sum())
-        sizes.append(huffman_bits(counts.astype(np.int64)) + low_bits * len(gaps))
+        sizes.append(_coded_bits(counts.astype(np.int64)) + low_bits * len(gaps))
         if low_bits and sizes[-1] > sizes[-2]:
             break
     return int(np.argmin(sizes))
+
+
+def _coded_bits(counts: NDArray[np.int64]) -> float:
+    """Size of a Huffman code; for many symbols about that, from their entropy and what DEFLATE's tables take."""
+    total = int(counts.sum())
+    if total < MANY_GAPS:
+        return huffman_bits(counts)
+    return entropy_bits(counts) + TABLE_BITS * np.count_nonzero(counts) * -(-total // TABLE_EVERY)
 
 
 def _decode_gaps(part: GapClass, size: int) -> Places:
@@ -274,7 +286,7 @@ def pack_bits(numbers: NDArray[np.int64], width: int) -> bytes:
     return np.packbits(((numbers[:, None] >> shifts) & 1).astype(np.uint8)).tobytes()
 
 
-def unpack_bits(data: bytes, width: int, count: int) -> NDArray[np.int64]:
+def unpack_bits(data: Data, width: int, count: int) -> NDArray[np.int64]:
     """Back from :func:`pack_bits`.
 
     Raises:
@@ -286,7 +298,8 @@ def unpack_bits(data: bytes, width: int, count: int) -> NDArray[np.int64]:
     padded[: len(data)] = np.frombuffer(data, np.uint8)
     words = padded[:-2] << 16 | padded[1:-1] << 8 | padded[2:]  # 24 bits from each byte on: any 16 from any bit on
     at = np.arange(count) * width
-    return words[at >> 3] >> (24 - width - (at & 7)) & ((1 << width) - 1)
+    numbers: NDArray[np.int64] = words[at >> 3] >> (24 - width - (at & 7)) & ((1 << width) - 1)
+    return numbers
 
 
 _EMPTY = GapClass(0, 0, 0, Stream.encode(np.zeros(0, np.uint8), 256, "auto"), b"")

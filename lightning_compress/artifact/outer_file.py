@@ -87,15 +87,15 @@ class OuterFile:
             raise FormatError(f"{self.path}: {name!r} cannot be read ({error}).") from None
         return tensor
 
-    def read_bytes(self, name: str) -> bytes:
-        """One tensor of bytes.
+    def read_bytes(self, name: str) -> memoryview:
+        """One tensor of bytes; no copy.
 
         Raises:
             FormatError: it has another dtype.
         """
         if self.tensors[name].dtype is not torch.uint8:
             raise FormatError(f"{self.path}: {name!r} is not of bytes.")
-        return self.read(name).numpy().tobytes()
+        return memoryview(self.read(name).numpy())
 
 
 def outer_header(sizes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:

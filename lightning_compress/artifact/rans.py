@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_compress.artifact.fields import Data
 from lightning_compress.artifact.format_error import FormatError
 
 PRECISION = 14
@@ -125,7 +126,7 @@ def rans_encode(symbols: Symbols) -> bytes:
     return bytes([model.head | form << 3]) + model.table + states + words.astype("<u2").tobytes()
 
 
-def rans_decode(data: bytes, count: int) -> Symbols:
+def rans_decode(data: Data, count: int) -> Symbols:
     """``count`` symbols.
 
     Raises:
@@ -225,7 +226,7 @@ def _write_logarithms(logarithms: list[int]) -> bytes:
     return bytes([len(logarithms) - 1]) + np.packbits(np.array(list(text), np.uint8)).tobytes()
 
 
-def _read_logarithms(data: bytes) -> tuple[list[int], int]:
+def _read_logarithms(data: Data) -> tuple[list[int], int]:
     """What :func:`_write_logarithms` wrote at the beginning of ``data``, and its size in bytes."""
     if not data:
         raise FormatError("A range-coded stream has no table.")
@@ -262,7 +263,7 @@ def _read_gamma(text: str, at: int) -> tuple[int, int]:
     return int(text[one:stop], 2), stop
 
 
-def read_model(data: bytes) -> tuple[Frequencies, int]:
+def read_model(data: Data) -> tuple[Frequencies, int]:
     """Frequencies, and where the states begin.
 
     Raises:

@@ -60,5 +60,5 @@ def mask_bits(size: ArrayLike, ones: ArrayLike) -> NDArray[np.float64]:
     size, ones = np.asarray(size, np.float64), np.asarray(ones, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         share = ones / size
-        bits = -size * (share * np.log2(share) + (1 - share) * np.log2(1 - share))
-    return np.nan_to_num(bits, nan=0.0)
+        bits: NDArray[np.float64] = -size * (share * np.log2(share) + (1 - share) * np.log2(1 - share))
+    return np.where(np.isnan(bits), 0.0, bits)

@@ -11,7 +11,7 @@ from lightning_compress.artifact.dtypes import bits_of
 from lightning_compress.artifact.entropy import CoderName
 from lightning_compress.artifact.fields import FieldWriter
 from lightning_compress.artifact.index import Entry, Group
-from lightning_compress.artifact.tensor_codec import encode_tensor, entropy_bound, pieces, write_records
+from lightning_compress.artifact.tensor_codec import encode_pieces, entropy_bound, pieces
 from lightning_compress.artifact.value_codec import Kind
 
 FEW_WEIGHTS = 2**15
@@ -29,7 +29,7 @@ class Coded:
         likeness: kind and storage of the values; tensors with the same one may share a table.
     """
 
-    records: bytes
+    records: bytearray
     excess: int | None
     likeness: tuple[bool, int]
 
@@ -38,19 +38,21 @@ def code_tensor(tensor: Tensor, coder: CoderName) -> Coded:
     r"""The smallest form of a tensor on the CPU.
 
     >>> code_tensor(torch.zeros(1000, 1000), "auto").records
-    b'\x01\x00'
+    bytearray(b'\x01\x00')
     """
     writer = FieldWriter()
-    records = encode_tensor(tensor, coder)
-    write_records(records, writer)
-    values = [record.values for record in records if record.values is not None]
-    few = all(part.kind in (Kind.CODEBOOK, Kind.GRID) for part in values)
+    few, storage = True, 0
+    for record in encode_pieces(tensor, coder):
+        record.write(writer)
+        if record.values is not None:
+            few = few and record.values.kind in (Kind.CODEBOOK, Kind.GRID)
+            storage = max(storage, record.values.storage)
     bound = 0.0
     if few:
         bits = bits_of(tensor)
         bound = sum(entropy_bound(bits[start:stop]) for start, stop, _ in pieces(tensor.shape))
     excess = int(1000 * len(writer.data) / bound) - 1000 if bound >= 1 else None
-    return Coded(bytes(writer.data), excess, (few, max((part.storage for part in values), default=0)))
+    return Coded(writer.data, excess, (few, storage))
 
 
 class SmallTensors:
@@ -63,7 +65,7 @@ class SmallTensors:
 
     def add(self, entry: Entry, tensor: Tensor, coded: Coded) -> None:
         """One more."""
-        group = Group((entry,), coded.excess, coded.records)
+        group = Group((entry,), coded.excess, bytes(coded.records))
         if entry.size < FEW_WEIGHTS:
             self._alike.setdefault((entry.dtype, coded.likeness), []).append((tensor, group))
         else:
@@ -77,7 +79,7 @@ class SmallTensors:
             together = code_tensor(torch.cat([tensor.reshape(-1) for tensor, _ in likes]), self._coder)
             if len(together.records) < sum(len(group.records) + HEADER for group in alone) - HEADER:
                 members = tuple(group.members[0] for group in alone)
-                groups.append(Group(members, together.excess, together.records))
+                groups.append(Group(members, together.excess, bytes(together.records)))
             else:
                 groups.extend(alone)
         return tuple(sorted(groups, key=lambda group: group.members[0].name))

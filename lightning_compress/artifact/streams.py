@@ -7,16 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_compress.artifact.entropy import Coder, CoderName, decode_symbols, encode_symbols
-from lightning_compress.artifact.fields import FieldReader, FieldWriter
+from lightning_compress.artifact.entropy import Coder, CoderName, decode_symbols, encode_symbols, foretold_bytes
+from lightning_compress.artifact.fields import Data, FieldReader, FieldWriter
 from lightning_compress.artifact.format_error import FormatError
-from lightning_compress.artifact.huffman import huffman_bits, read_lengths
+from lightning_compress.artifact.huffman import read_lengths
 from lightning_compress.artifact.rans import read_model
 
 Symbols = NDArray[np.uint8]
 LARGE = 2**17
 """From so many entries on, one form is chosen by its histogram; of fewer, all are coded and the smallest is kept."""
-
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Stream:
 
     coder: Coder
     grouped: bool
-    data: bytes
+    data: Data
 
     @property
     def table(self) -> int:
@@ -51,7 +50,7 @@ class Stream:
         if _per_group(alphabet) > 1:
             forms[True] = _group(symbols, alphabet)
             if len(symbols) >= LARGE:
-                best = min(forms, key=lambda grouped: huffman_bits(np.bincount(forms[grouped], minlength=1)))
+                best = min(forms, key=lambda grouped: foretold_bytes(forms[grouped], coder))
                 forms = {best: forms[best]}
         streams = [cls(*_reorder(encode_symbols(form, coder), grouped)) for grouped, form in forms.items()]
         return min(streams, key=lambda stream: len(stream.data))

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_compress.artifact.dtypes import Bits, bits_of
-from lightning_compress.artifact.entropy import CoderName
+from lightning_compress.artifact.entropy import CoderName, entropy_bits, foretold_bytes
 from lightning_compress.artifact.fields import FieldReader, FieldWriter
-from lightning_compress.artifact.huffman import huffman_bits
 from lightning_compress.artifact.mask_codec import BitMask, GapMask, Mask, encode_bitmap, encode_gaps
 from lightning_compress.artifact.row_classes import row_classes
 from lightning_compress.artifact.row_grids import MOST_LEVEL, find_row_grids
@@ -26,6 +25,11 @@ T = TypeVar("T", bound=np.generic)
 
 PIECE = 2**21
 """Entries that are coded at a time: what is needed besides the tensor itself does not grow with it."""
+
+MANY = 2**14
+"""From so many entries that are not zero, "auto" takes the coder that is read fastest: the half percent that a range
+coder would save is then not worth ten times the decoding.
+"""
 
 PROBED = 16
 """Rows of a large matrix in which grids are looked for first."""
@@ -101,10 +105,14 @@ def encode_tensor(tensor: Tensor, coder: CoderName = "auto") -> list[Record]:
     >>> type(record.mask).__name__, record.values.kind.name
     ('GapMask', 'CODEBOOK')
     """
+    return list(encode_pieces(tensor, coder))
+
+
+def encode_pieces(tensor: Tensor, coder: CoderName = "auto") -> Iterator[Record]:
+    """The same, one after the other."""
     bits = bits_of(tensor)
-    return [
-        _encode_piece(bits[start:stop], columns, tensor.dtype, coder) for start, stop, columns in pieces(tensor.shape)
-    ]
+    for start, stop, columns in pieces(tensor.shape):
+        yield _encode_piece(bits[start:stop], columns, tensor.dtype, coder)
 
 
 def decode_tensor(records: Iterable[Record], out: Tensor) -> None:
@@ -187,12 +195,7 @@ def entropy_bound(bits: Bits) -> float:
     found = few_values(nonzero)
     if found is None:
         return 0.0
-    return (_entropy(np.array([len(bits) - len(nonzero), len(nonzero)])) + _entropy(np.bincount(found[1]))) / 8
-
-
-def _entropy(counts: NDArray[np.int64]) -> float:
-    counts = counts[counts > 0]
-    return float((counts * np.log2(counts.sum() / counts)).sum()) if len(counts) else 0.0
+    return (entropy_bits(np.array([len(bits) - len(nonzero), len(nonzero)])) + entropy_bits(np.bincount(found[1]))) / 8
 
 
 def _encode_piece(bits: Bits, columns: int, dtype: torch.dtype, coder: CoderName) -> Record:
@@ -201,6 +204,8 @@ def _encode_piece(bits: Bits, columns: int, dtype: torch.dtype, coder: CoderName
     entries = np.count_nonzero(mask)
     if not entries:
         return Record(False, GapMask(0, None, ()), None)
+    if coder == "auto":
+        coder = "deflate" if entries >= MANY else "smallest"
     share = entries / len(bits)
     forms: list[GapMask | BitMask | None] = [None] if share > 0.25 else []
     if share < 0.98:
@@ -221,18 +226,19 @@ def _encode_mask(mask: Mask, coder: CoderName) -> GapMask | BitMask:
     gaps = encode_gaps(mask, coder)
     if np.count_nonzero(mask) <= 0.05 * mask.size:
         return gaps
-    if mask.size >= LARGE and huffman_bits(np.bincount(np.packbits(mask))) > 7.9 * gaps.size:
+    if mask.size >= LARGE and foretold_bytes(np.packbits(mask), coder) > 0.99 * gaps.size:
         return gaps
     bitmap = encode_bitmap(mask, coder)
-    return min(gaps, bitmap, key=lambda coded: _written(Record(False, coded, None)))
+    return gaps if _written(Record(False, gaps, None)) <= _written(Record(False, bitmap, None)) else bitmap
 
 
 def _columns_may_pay(mask: Mask) -> bool:
     """Whether a mask that is read column by column may be smaller; that of a large one must be clearly so."""
-    if min(mask.shape) < 2 or mask.size < LARGE:
-        return min(mask.shape) > 1
-    by_row, _ = row_classes(mask.sum(1, dtype=np.int64), mask.shape[1])
-    by_column, _ = row_classes(mask.sum(0, dtype=np.int64), mask.shape[0])
+    rows, columns = mask.shape
+    if mask.size < LARGE or min(rows, columns) < 2:
+        return min(rows, columns) > 1
+    by_row, _ = row_classes(mask.sum(1, dtype=np.int64), columns)
+    by_column, _ = row_classes(mask.sum(0, dtype=np.int64), rows)
     return by_column < 0.98 * by_row
 
 
@@ -244,12 +250,13 @@ def _rows_may_pay(matrix: Bits) -> bool:
     grids, few = find_row_grids(probe), few_values(probe.reshape(-1))
     if grids is None or few is None:
         return grids is not None
-    return _entropy(np.bincount((grids.levels + MOST_LEVEL).reshape(-1))) < 0.97 * _entropy(np.bincount(few[1]))
+    apart = entropy_bits(np.bincount((grids.levels + MOST_LEVEL).reshape(-1)))
+    return apart < 0.97 * entropy_bits(np.bincount(few[1]))
 
 
 def _taken(matrix: NDArray[T], mask: Mask, coded: GapMask | BitMask | None) -> NDArray[T]:
     """The entries that are coded one by one, row by row."""
-    return matrix.reshape(-1) if coded is None else matrix[mask]
+    return matrix.reshape(-1) if coded is None else matrix.reshape(-1).take(np.flatnonzero(mask))
 
 
 def _written(record: Record) -> int:

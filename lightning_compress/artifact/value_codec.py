@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lightning_compress.artifact.dtypes import Bits, bits_of, from_bits, narrow, storage_type, widen
 from lightning_compress.artifact.entropy import CoderName
-from lightning_compress.artifact.fields import FieldReader, FieldWriter
+from lightning_compress.artifact.fields import Data, FieldReader, FieldWriter
 from lightning_compress.artifact.format_error import FormatError
 from lightning_compress.artifact.row_grids import RowGrids, multiply_rows
 from lightning_compress.artifact.streams import Stream
@@ -59,7 +59,7 @@ class Values:
     storage: int
     known: int
     lowest: int
-    codebook: bytes
+    codebook: Data
     streams: tuple[Stream, ...]
 
     @property
@@ -150,9 +150,9 @@ def few_values(bits: Bits) -> tuple[Bits, NDArray[np.uint8]] | None:
 
 
 def _index(bits: Bits, distinct: Bits) -> NDArray[np.uint8]:
-    """Where in ``distinct`` each of ``bits`` stands that is there at all; by a hash without collisions, if one is found.
+    """Where in ``distinct`` each of ``bits`` stands, if it does; by a hash without collisions where one is found.
 
-    A multiple's highest 16 bits say which; for 256 values three multipliers in five keep them apart.
+    The highest 16 bits of a multiple say which; for 256 values three multipliers in five keep them apart.
     """
     if bits.itemsize > 2:
         shift = bits.dtype.type(8 * bits.itemsize - 16)
@@ -162,32 +162,31 @@ def _index(bits: Bits, distinct: Bits) -> NDArray[np.uint8]:
             if len(np.unique(slots)) == len(distinct):
                 table = np.zeros(2**16, np.uint8)
                 table[slots] = np.arange(len(distinct))
-                return table.take(bits * multiplier >> shift)
+                found: NDArray[np.uint8] = table.take(bits * multiplier >> shift)
+                return found
     return np.searchsorted(distinct, bits).clip(max=len(distinct) - 1).astype(np.uint8)
 
 
-def _encode_few(
-    distinct: Bits, indices: NDArray[np.uint8], dtype: torch.dtype, coder: CoderName
-) -> list[Values]:
+def _encode_few(distinct: Bits, indices: NDArray[np.uint8], dtype: torch.dtype, coder: CoderName) -> list[Values]:
     """As a grid, if it is one; as a codebook, unless the grid is full anyway."""
-    values = from_bits(distinct, dtype)
+    place = np.arange(len(distinct), dtype=np.uint8)
     if dtype in _FLOATS:
-        order = np.argsort(values.double().numpy(), kind="stable")  # neighbours have like counts
-        distinct, indices = distinct[order], np.argsort(order).astype(np.uint8).take(indices)
+        order = np.argsort(from_bits(distinct, dtype).double().numpy(), kind="stable")  # neighbours have like counts
+        distinct, place = distinct[order], np.argsort(order).astype(np.uint8)
     grid = _find_grid(distinct, dtype)
     forms = []
     if grid is not None:
         step, levels = grid
         lowest = int(levels.min())
         known = int(levels.max()) - lowest + 1
-        stream = Stream.encode((levels - lowest).astype(np.uint8).take(indices), known, coder)
+        stream = Stream.encode((levels - lowest).astype(np.uint8)[place].take(indices), known, coder)
         storage, small = narrow(step, dtype)
         table = small.astype(storage_type(storage, dtype)).tobytes()
         forms.append(Values(Kind.GRID, storage, known, lowest, table, (stream,)))
     if not forms or len(distinct) < min(forms[0].known, SPARSE):
         storage, small = narrow(distinct, dtype)
         table = small.astype(storage_type(storage, dtype)).tobytes()
-        stream = Stream.encode(indices, len(distinct), coder)
+        stream = Stream.encode(place.take(indices), len(distinct), coder)
         forms.append(Values(Kind.CODEBOOK, storage, len(distinct), 0, table, (stream,)))
     return forms
 

@@ -9,6 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_compress.distillation.taps import Source, TapSet
+from lightning_compress.errors import CompressionError
 from lightning_compress.plan import Attribute, Edit, KeepIndices, RegrowIndices, Slice
 from lightning_compress.plan.shape import Shape
 from lightning_compress.training import AuxiliaryOptimizer, OptimizerBinding
@@ -84,8 +85,17 @@ class AdapterTraining:
         return None if self._auxiliary is None else self._auxiliary.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Go on from :meth:`state_dict`.
+
+        Raises:
+            CompressionError: it is of other taps.
+        """
         if self._auxiliary is not None and state is not None:
+            if state["values"].keys() != dict(self.taps.named_parameters()).keys():
+                raise CompressionError(
+                    "The checkpoint has adapters of other taps than this Distillation. Resume with the same taps, or "
+                    "take the adapters out of it: lightning_compress.distillation.strip(path)."
+                )
             self._auxiliary.load_state_dict(state)
 
 

@@ -19,8 +19,8 @@ from lightning_compress.distillation.engine import Engine
 from lightning_compress.distillation.ensemble import Worth
 from lightning_compress.distillation.fidelity import Fidelity
 from lightning_compress.distillation.indexed import unwrap
-from lightning_compress.distillation.output_shapes import OF_CLASSES
 from lightning_compress.distillation.options import refuse_options
+from lightning_compress.distillation.output_shapes import OF_CLASSES
 from lightning_compress.distillation.outputs import labels_in
 from lightning_compress.distillation.precision import outputs_of
 from lightning_compress.distillation.ramp import Value, as_value, at, in_range
@@ -153,8 +153,11 @@ class Distillation(CompressionCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until the adapters are built."""
         self._horizon = state_dict["horizon"]
-        self.bank.weights = torch.tensor(state_dict["weights"])
         self._pending = dict(state_dict)
+        if len(state_dict["weights"]) == len(self.bank.teachers):
+            self.bank.weights = torch.tensor(state_dict["weights"])
+        else:  # those of other teachers
+            del self._pending["weights"]
 
     def get_compression_state(self) -> dict[str, Any]:
         """The adapters, which a rollback takes back too."""
@@ -255,7 +258,8 @@ class Distillation(CompressionCallback):
         if self._adapters is not None:
             self._pending = self.state_dict()
             self._adapters.detach()
-            self.session.record.followers.remove(self._adapters)
+            if self._adapters in self.session.record.followers:  # an error may have come before
+                self.session.record.followers.remove(self._adapters)
         self.engine.release()
         self._steps = self._adapters = None
         super().release()

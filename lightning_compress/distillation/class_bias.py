@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_compress.errors import CompressionError
+
 
 def fit_class_bias(logits: Tensor, labels: Tensor, classes: Sequence[int], *, values: Tensor | None = None) -> Tensor:
     """What to add to the logits of ``classes`` so that held-out samples are classified best.
@@ -24,9 +26,15 @@ def fit_class_bias(logits: Tensor, labels: Tensor, classes: Sequence[int], *, va
     Returns:
         (C,), zero for all other classes.
 
+    Raises:
+        CompressionError: a class that the logits do not have.
+
     >>> fit_class_bias(torch.tensor([[1.0, 0.0], [3.0, 0.0]]), torch.tensor([1, 0]), [1])[1].item()
     2.0
     """
+    for label in classes:
+        if not 0 <= label < logits.shape[-1]:
+            raise CompressionError(f"fit_class_bias: there is no class {label} among {logits.shape[-1]}.")
     values = torch.arange(-100, 301) / 10 if values is None else values
     bias = torch.zeros(logits.shape[-1])
     for label in classes:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import nll_loss
 
 from lightning_compress.distillation.bank import POOLS, Pool, normalised
+from lightning_compress.errors import CompressionError
 from lightning_compress.registry import resolve
 
 
@@ -25,10 +26,15 @@ def fit_weights(logits: Tensor, labels: Tensor, *, rounds: int = 200) -> Tensor:
     Returns:
         (members,), summing to 1.
 
+    Raises:
+        CompressionError: another number of labels than of samples.
+
     >>> sure_and_right = torch.tensor([[3.0, 0.0], [0.0, 3.0]])
     >>> fit_weights(torch.stack([sure_and_right, -sure_and_right]), torch.tensor([0, 1]))[0].item() > 0.99
     True
     """
+    if logits.shape[1] != len(labels):
+        raise CompressionError(f"fit_weights: {logits.shape[1]} samples have logits and {len(labels)} have labels.")
     chances = logits.double().softmax(dim=-1)[:, torch.arange(len(labels)), labels].clamp(min=1e-12)
     weights = torch.full((len(logits), 1), 1 / len(logits), dtype=torch.float64)
     for _ in range(rounds):

@@ -115,12 +115,14 @@ def numbered(
         augmentation: as in :class:`Indexed`.
 
     Raises:
-        CompressionError: a loader without batches, or as in :class:`Indexed`.
+        CompressionError: no loader, one without batches, or as in :class:`Indexed`.
 
     >>> from torch.utils.data import TensorDataset
     >>> next(iter(numbered(DataLoader(TensorDataset(torch.zeros(3, 2)), batch_size=2)))).rows
     tensor([0, 1])
     """
+    if not isinstance(loader, DataLoader):
+        raise CompressionError(f"numbered(loader) takes a DataLoader, not a {type(loader).__name__}.")
     if loader.batch_sampler is None:
         raise CompressionError("numbered(loader) needs a loader that makes batches; this one has batch_size=None.")
     order: dict[str, Any] = {"batch_sampler": loader.batch_sampler}

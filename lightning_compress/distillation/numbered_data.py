@@ -25,6 +25,9 @@ class NumberedData(L.LightningDataModule):
         views: as in :class:`~lightning_compress.distillation.Indexed`.
         augmentation: as in :class:`~lightning_compress.distillation.Indexed`.
 
+    Raises:
+        CompressionError: something else than a data module.
+
     >>> from lightning_compress.zoo import Digits
     >>> data = NumberedData(Digits(batch_size=8))
     >>> data.setup("fit")
@@ -41,6 +44,10 @@ class NumberedData(L.LightningDataModule):
         augmentation: str | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(data, L.LightningDataModule):
+            raise CompressionError(
+                f"NumberedData takes a data module, not a {type(data).__name__}; numbered(loader) takes a loader."
+            )
         self.data = data
         self._options: dict[str, Any] = {"transform": transform, "views": views, "augmentation": augmentation}
         for name in (*LOADERS, *TRANSFER_HOOKS):

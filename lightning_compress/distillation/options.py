@@ -48,8 +48,8 @@ def _refuse_cache(cache: Any, beside: str | None) -> None:
 def _refuse_top_k(top_k: Any, cache: Any, outputs: str) -> None:
     if cache is None or not isinstance(top_k, int) or top_k < 1:
         raise CompressionError(
-            f"Distillation(top_k={top_k!r}, cache={cache!r}): at least one class of each output in a cache, which needs "
-            "a folder."
+            f"Distillation(top_k={top_k!r}, cache={cache!r}): at least one class of each output in a cache, which "
+            "needs a folder."
         )
     if outputs in ("labels", "values"):
         raise CompressionError(

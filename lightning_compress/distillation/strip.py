@@ -27,7 +27,7 @@ def strip(path: str | Path, to: str | Path | None = None) -> int:
         How many distillations were in the file.
 
     Raises:
-        CompressionError: there is no such checkpoint.
+        CompressionError: there is no such checkpoint, or it cannot be read.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp(), "last.ckpt")
@@ -37,7 +37,10 @@ def strip(path: str | Path, to: str | Path | None = None) -> int:
     """
     if not Path(path).is_file():
         raise CompressionError(f"There is no checkpoint {str(path)!r} to strip.")
-    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CompressionError(f"{str(path)!r} is no checkpoint that can be read: {error}") from error
     callbacks: dict[str, Any] = checkpoint.get("callbacks", {})
     kept = {key: _without(state) for key, state in callbacks.items() if not _is_ours(key)}
     AtomicCheckpointIO().save_checkpoint({**checkpoint, "callbacks": kept}, to or path)

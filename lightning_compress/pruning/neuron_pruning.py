@@ -73,7 +73,8 @@ class NeuronPruning(EvidenceCallback):
         approximate: take neurons out, too, that a LayerNorm or a GroupNorm of one group averages over, which no cut
             can do exactly; the Journal names those norms.
         optimizer: "carry" cuts what the optimizers keep (moments, momenta) along with the parameters; "reset" lets them
-            start anew after each cut. Learning rates and their schedules go on in either case.
+            start anew with each cut, as one with a factored state (Adafactor) has to. Learning rates and their
+            schedules go on in either case.
         max_step: largest share of what is left that one cut takes; None is 20 %.
         name: distinguishes two of them in a Trainer.
 
@@ -192,9 +193,9 @@ class NeuronPruning(EvidenceCallback):
             removed = ", ".join(f"{number} of {name}" for name, number in selection.removed.items())
             text = f"took out {sum(selection.removed.values())} neurons: {removed}"
             self._compensate(selection.edit)
-            self.session.apply(selection.edit)
             if self.optimizer == "reset" and self.session.trainer is not None:
                 self.session.set_optimizer_state([{} for _ in self.session.trainer.optimizers])
+            self.session.apply(selection.edit)
             self.session.write("decision", text)
         self.forget_evidence()
         return selection.reached

@@ -7,34 +7,28 @@ import warnings
 import weakref
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from functools import partial
 from math import inf
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelPruning
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.plan import CHECKPOINT_KEY
 from lightning_compress.quantization.allocation_log import log_allocation
-from lightning_compress.quantization.bit_allocation import Allocation, allocate_bits
 from lightning_compress.quantization.bit_budget import BitBudget
+from lightning_compress.quantization.budget_in_fit import allocate_in_fit
 from lightning_compress.quantization.dataflow import trace_dataflow
 from lightning_compress.quantization.network import FakeQuantization
 from lightning_compress.quantization.observation import Observer
 from lightning_compress.quantization.scale_training import ScaleTraining
-from lightning_compress.quantization.sensitivity import sensitivity
 from lightning_compress.quantization.settings import Bits, Settings, in_epochs
-from lightning_compress.quantization.transparent import make_plain_
-from lightning_compress.random_states import isolated_random_states
-from lightning_compress.surgery import private_copy
-from lightning_compress.surgery.tracing import capture
 from lightning_compress.training import CompressionCallback
 from lightning_compress.training.horizon import keep_horizon
-from lightning_compress.training.private import batches_done_in_epoch, rehearse_training_step, spread_train_batches
+from lightning_compress.training.private import batches_done_in_epoch
 from lightning_compress.values import is_number
 
 STATE_KEY = "quantizers"
@@ -313,8 +307,8 @@ class QuantizationAwareTraining(CompressionCallback):
         network.connect(dataflow)
         self._connected = True
         self._train_scales(trainer)
-        if dataflow.silent:
-            self._say(f"what {', '.join(dataflow.silent)} read stays in floating point: they are not called as layers")
+        if silent := [*dataflow.silent, *network.unread]:
+            self._say(f"what {', '.join(silent)} read stays in floating point: they are not called as layers")
         if dataflow.loose and self.settings.add_bits is not None:
             self._say(f"{dataflow.loose} operands of residual adds, returned by no module, stay in floating point")
 
@@ -356,28 +350,13 @@ class QuantizationAwareTraining(CompressionCallback):
 
     def _share_out(self, trainer: L.Trainer, budget: BitBudget) -> None:
         """Process 0 measures and decides for all."""
-        allocation = self.session.from_first(lambda: self._allocate(trainer, budget))
+        module = self.session.module
+        allocation = self.session.from_first(lambda: allocate_in_fit(trainer, module, budget, self.settings))
         self.network.share_out(allocation.bits)
         bits = ", ".join(f"{layer} {own}" for layer, own in allocation.bits.items())
         self._say(f"{allocation.mean_bits:.3g} bits a weight by sensitivity: {bits}", **allocation.bits)
         if trainer.is_global_zero:
             log_allocation(trainer.loggers, allocation)
-
-    def _allocate(self, trainer: L.Trainer, budget: BitBudget) -> Allocation:
-        module = private_copy(self.session.module)
-        make_plain_(module)
-        with isolated_random_states():
-            batches = spread_train_batches(trainer, self.session.module, budget.samples)
-            calls = [capture(module, partial(_step, trainer, batch)) for batch in batches]
-        found = sensitivity(
-            module,
-            calls,
-            budget.bits,
-            forward=lambda root, call: call.run(root),
-            targets=self.settings.targets,
-            exclude=self.settings.exclude,
-        )
-        return allocate_bits(found, mean_bits=budget.mean_bits, size=budget.size)
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         """Layers that run again in the backward (activation checkpointing) compute what they did in the forward."""
@@ -438,10 +417,6 @@ class QuantizationAwareTraining(CompressionCallback):
             self._refuse_empty()
         if self._finalize:
             self.network.finalize_()
-
-
-def _step(trainer: L.Trainer, batch: Any, module: nn.Module) -> Any:
-    return rehearse_training_step(module, trainer, batch)
 
 
 def _time(value: float, name: str) -> float:

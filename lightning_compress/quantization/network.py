@@ -113,10 +113,19 @@ class FakeQuantization:
         return build_activation_quantizer(self.settings.scale, grid, self._observer)
 
     def _reads_activations(self, layer: str) -> bool:
-        """Whether the layer is called with floating-point features; the inside of attention is not."""
+        """Whether the layer is called with floating-point features."""
+        return not self._lies_in_attention(layer) and not isinstance(self.module.get_submodule(layer), _WEIGHT_ONLY)
+
+    def _lies_in_attention(self, layer: str) -> bool:
+        """The output projection of nn.MultiheadAttention is computed with, but never called."""
         around = self.module.get_submodule(layer.rpartition(".")[0]) if layer else None
-        inner = isinstance(around, nn.MultiheadAttention)
-        return not inner and not isinstance(self.module.get_submodule(layer), _WEIGHT_ONLY)
+        return isinstance(around, nn.MultiheadAttention)
+
+    @property
+    def unread(self) -> list[str]:
+        """Layers whose weights are rounded and whose inputs cannot be."""
+        wanted = self.settings.activation_bits is not None
+        return [layer for layer in self._layers if wanted and self._lies_in_attention(layer)]
 
     def _bits(self, side: str, layer: str) -> int | None:
         """The bits of a layer now; the first and the last layer have their own."""

@@ -141,7 +141,8 @@ def _check_state(optimizer: Optimizer, name: str, parameter: nn.Parameter) -> No
             raise CompressionError(
                 f"{name!r} cannot shrink under {type(optimizer).__name__}: its state {key!r} has shape "
                 f"{tuple(value.shape)}, the parameter {tuple(parameter.shape)}. Use an optimizer whose state is shaped "
-                "like its parameters (Adam, SGD), or exclude the layer."
+                "like its parameters (Adam, SGD), start its state anew (NeuronPruning(optimizer='reset')), or exclude "
+                "the layer."
             )
 
 

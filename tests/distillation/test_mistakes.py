@@ -13,7 +13,17 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_compress as lc
 from lightning_compress import registry
-from lightning_compress.distillation import Distillation, DistillationModule, Tap, Teacher, TransferSet
+from lightning_compress.distillation import (
+    Distillation,
+    DistillationModule,
+    NumberedData,
+    Tap,
+    Teacher,
+    TransferSet,
+    fit_class_bias,
+    fit_weights,
+    numbered,
+)
 from lightning_compress.distillation.callback import LOSSES
 from lightning_compress.distillation.output_shapes import refuse_shape
 
@@ -159,6 +169,17 @@ def test_transfer_sets_of_anything_but_tensors_are_refused(inputs, message):
         TransferSet(inputs)
     with pytest.raises(lc.CompressionError, match="nothing between them"):
         TransferSet(torch.zeros(4, 3, dtype=torch.long), mixup=1.0)
+
+
+def test_data_of_another_kind_are_refused():
+    with pytest.raises(lc.CompressionError, match="takes a DataLoader, not a list"):
+        numbered([torch.zeros(3)])
+    with pytest.raises(lc.CompressionError, match=r"numbered\(loader\)"):
+        NumberedData(DataLoader(TensorDataset(torch.zeros(4, 3))))
+    with pytest.raises(lc.CompressionError, match="no class 7 among 3"):
+        fit_class_bias(torch.zeros(4, 3), torch.zeros(4), [7])
+    with pytest.raises(lc.CompressionError, match="4 samples have logits and 3 have labels"):
+        fit_weights(torch.zeros(2, 4, 3), torch.zeros(3))
 
 
 # -- before the first step --------------------------------------------------------------------------------------------

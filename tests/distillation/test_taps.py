@@ -149,6 +149,14 @@ def test_a_fit_goes_on_without_the_taps(tmp_path):
     assert runner.current_epoch == 3
 
 
+def test_a_fit_is_resumed_with_the_taps_that_it_had(tmp_path):
+    tap = Tap("network.0", "network.stem")
+    distil(User(), None, every_epoch(tmp_path), taps=[tap], max_epochs=1, fit_options={"limit_train_batches": 2})
+    more = {"max_epochs": 2, "fit_options": {"ckpt_path": tmp_path / "epoch=0.ckpt"}}
+    with pytest.raises(lc.CompressionError, match=r"adapters of other taps.*strip\(path\)"):
+        distil(User(), taps=[tap, Tap("network.4", "network.head")], **more)
+
+
 def test_a_tap_whose_channels_cannot_be_followed_is_an_error():
     class Flat(nn.Module):
         def __init__(self):

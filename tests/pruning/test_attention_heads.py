@@ -1,5 +1,7 @@
 """Heads of ``nn.MultiheadAttention`` taken out in real fits: resumed, replayed, and beside the other callbacks."""
 
+import ast
+
 import lightning as L
 import pytest
 import torch
@@ -89,7 +91,7 @@ def test_weights_that_attention_reads_itself_are_all_named_before_the_fit():
         CompressionError, match=r"self_attn.in_proj_weight', '\S+self_attn.out_proj.weight' cannot be"
     ) as no:
         fit(Encoder(), lc.WeightPruning(0.5, criterion="wanda"), max_epochs=1)
-    exclude = eval(str(no.value).partition("exclude=")[2].removesuffix("."))
+    exclude = ast.literal_eval(str(no.value).partition("exclude=")[2].removesuffix("."))
     fit(Encoder(), lc.WeightPruning(0.5, criterion="wanda", exclude=exclude, max_step=0.6), max_epochs=2)
 
 

@@ -423,6 +423,20 @@ def test_what_the_optimizer_keeps_is_carried_or_starts_anew(optimizer):
     assert int(state["step"]) == (30 if optimizer == "carry" else 15)
 
 
+def test_an_optimizer_whose_state_cannot_be_cut_starts_anew():
+    class Factored(User):
+        def configure_optimizers(self):
+            return torch.optim.Adafactor(self.parameters(), lr=0.01)
+
+    options = {"schedule": Schedule("linear", start=1, end=2, rounds=2), "max_step": 0.5}
+    module, other = Factored(), Factored()
+    fit(module, lc.NeuronPruning(0.5, optimizer="reset", **options), max_epochs=3, limit_train_batches=4)
+    assert len(lc.Plan.of(module)) == 2
+    with pytest.raises(CompressionError, match=r"Adafactor: its state 'row_var'.*optimizer='reset'"):
+        fit(other, lc.NeuronPruning(0.5, **options), max_epochs=3, limit_train_batches=4)
+    assert len(lc.Plan.of(other)) == 0
+
+
 def test_a_runtime_that_is_named_aligns_the_widths_and_is_measured_once(monkeypatch):
     calls = []
     monkeypatch.setattr(latency_target, "learn_alignment", lambda *_, share: calls.append(share) or 8)

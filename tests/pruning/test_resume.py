@@ -12,7 +12,7 @@ CALLBACKS = {
     "movement": lambda: lc.WeightPruning(0.8, criterion="movement"),
     "taylor": lambda: lc.WeightPruning(0.8, criterion="taylor"),
     "taylor-neurons": lambda: lc.NeuronPruning(0.4, criterion="taylor"),
-    "apoz": lambda: lc.NeuronPruning(0.4, criterion="apoz"),
+    "apoz": lambda: lc.NeuronPruning(0.4, criterion="apoz", optimizer="reset"),
     "wanda": lambda: lc.WeightPruning(0.6, criterion="wanda"),
     "obs": lambda: lc.WeightPruning(0.6, criterion="obs"),
     "random": lambda: lc.WeightPruning(0.6, criterion="random"),

@@ -12,7 +12,7 @@ import lightning_compress as lc
 from lightning_compress.quantization import QuantizationAwareTraining
 
 CASES = {
-    "observed": lambda: [QuantizationAwareTraining(4, 4, freeze=4, freeze_batch_norm=4)],
+    "observed": lambda: [QuantizationAwareTraining(4, 4, freeze=2, freeze_batch_norm=2)],
     "lsq": lambda: [QuantizationAwareTraining(4, 4, scale="lsq"), lc.NeuronPruning(0.3)],
     "histogram": lambda: [QuantizationAwareTraining(3, 3, observer="mse", weight_observer="mse")],
 }
@@ -36,14 +36,14 @@ class WriteDown(Callback):
 
 def run(case: str, folder: Path, resume_from: Path | None = None) -> None:
     L.seed_everything(1, verbose=False)
-    runner = ddp_trainer(folder, *CASES[case](), WriteDown(folder), max_epochs=6)
-    runner.fit(User("conv"), loader(), validation_loader(), ckpt_path=resume_from)
+    runner = ddp_trainer(folder, *CASES[case](), WriteDown(folder), max_epochs=4)
+    runner.fit(User("conv"), loader(0, 240), validation_loader(), ckpt_path=resume_from)
 
 
 def main(folder: Path) -> None:
     for case in CASES:
         run(case, folder / case)
-        for epoch in (2, 4):
+        for epoch in (0, 2):
             run(case, folder / f"{case}-from-{epoch}", folder / case / f"epoch={epoch}.ckpt")
 
 

@@ -23,7 +23,7 @@ def test_weights_ranges_and_scales_are_equal_on_both_processes(results, case):
         assert same(first[key], second[key]), key
 
 
-@pytest.mark.parametrize("epoch", [2, 4])
+@pytest.mark.parametrize("epoch", [0, 2])
 @pytest.mark.parametrize("case", CASES)
 def test_resume_on_two_processes_is_exact_before_and_after_the_freeze(results, case, epoch):
     for one, two in zip(results[case], results[f"{case}-from-{epoch}"], strict=True):

@@ -167,7 +167,7 @@ def test_every_weight_takes_the_level_that_is_cheapest(rate):
 
 def test_at_equal_error_it_needs_a_fifth_less_than_pruning_and_k_means():
     """The figure of the survey: 26.9 % at 90 % and five bits, for generalized Gaussian weights."""
-    weights = laplacian(50_000)
+    weights = laplacian(20_000)
     pruned = torch.where(weights.abs() > weights.abs().quantile(0.9), weights, 0.0)
     base = share_weights(pruned, 32)
     error = squared_error(weights, base)

@@ -79,11 +79,18 @@ def test_layers_with_one_weight_all_read_rounded_inputs():
 
 
 def test_layers_that_are_never_called_are_named_in_the_journal():
-    net = layers(first=nn.Linear(64, 32), head=nn.Linear(32, 10))
-    module = Runs(net, lambda n, x: n["head"](nn.functional.linear(x, n["first"].weight).relu()))
-    small_fit(module, QuantizationAwareTraining(4, 4))
-    assert rows(net["first"]) <= 15
-    assert any("network.first" in entry.text for entry in lc.plan.Record.of(module).journal)
+    def run(network, images):
+        words = nn.functional.linear(images.view(-1, 8, 8), network["first"].weight)
+        return network["head"](network["attention"](words, words, words)[0].flatten(1))
+
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    module = Runs(layers(first=nn.Linear(8, 8), attention=attention, head=nn.Linear(64, 10)), run)
+    quantization = QuantizationAwareTraining(4, 4, **LOW)
+    small_fit(module, quantization)
+    assert max(map(rows, (module.network["first"], attention.out_proj))) <= 15
+    assert quantization.quantizers["activations"]["network.attention:input"]["ready"]
+    (entry,) = (one.text for one in lc.plan.Record.of(module).journal if "stays in floating point" in one.text)
+    assert "network.first, network.attention.out_proj read" in entry
 
 
 @pytest.mark.parametrize("callback", [QuantizationAwareTraining, BinaryConnect, TernaryWeights])

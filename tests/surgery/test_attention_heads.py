@@ -112,6 +112,7 @@ class Encoder(nn.Module):
         return self.leave(self.layers(x, **options))
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:enable_nested_tensor is True")
 @pytest.mark.parametrize("first", [True, False])
 def test_encoders_lose_heads_and_still_take_padded_sequences_in_evaluation(first):
     """Where ``nn.TransformerEncoder`` takes its fused path, and gives it sequences of unequal lengths."""
