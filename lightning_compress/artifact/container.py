@@ -232,9 +232,10 @@ def _write_body(body: BinaryIO, tensors: Mapping[str, Tensor], coder: CoderName)
             room -= len(one.records)
             small.add(entry, tensor, one)
         elif len(one.records) < WORTH * entry.bytes:
-            one.records[:0] = MAGIC + bytes([VERSION])
-            one.records += zlib.crc32(one.records, zlib.crc32(name.encode())).to_bytes(4, "little")
-            coded[entry] = CodedTensor(body.write(one.records), one.excess)
+            head = MAGIC + bytes([VERSION])
+            checksum = zlib.crc32(one.records, zlib.crc32(head, zlib.crc32(name.encode())))
+            length = sum(map(body.write, (head, one.records, checksum.to_bytes(4, "little"))))
+            coded[entry] = CodedTensor(length, one.excess)
         else:
             plain[entry] = _checksum(tensor)
     plain = dict(sorted(plain.items(), key=lambda item: (-item[0].dtype.itemsize, item[0].name)))

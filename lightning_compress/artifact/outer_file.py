@@ -95,7 +95,7 @@ class OuterFile:
         """
         if self.tensors[name].dtype is not torch.uint8:
             raise FormatError(f"{self.path}: {name!r} is not of bytes.")
-        return memoryview(self.read(name).numpy())
+        return self.read(name).numpy().data
 
 
 def outer_header(sizes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:

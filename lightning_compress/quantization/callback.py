@@ -59,7 +59,8 @@ class QuantizationAwareTraining(CompressionCallback):
         group_size: inputs in a group.
         symmetric: of weights and of activations.
         narrow: symmetric grids without the lowest code (at 2 bits: -1, 0, 1).
-        edge_bits: at least so many for the first and the last layer of three or more; None treats them as the others.
+        edge_bits: at least so many for the first and the last of three or more layers that are quantized, in the order
+            in which the module holds them; None treats them as the others.
         add_bits: of the operands of residual adds, where a module returns them; None leaves them in floating point.
         start: when rounding begins: epochs as an int, a share of the fit as a float.
         freeze: when scales and ranges stop changing; None: never.
