@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 
 from lightning_compress.artifact.entropy import CODERS, CoderName
 from lightning_compress.artifact.model_file import save_compressed
 from lightning_compress.artifact.summary import FileSummary
 from lightning_compress.errors import CompressionError, did_you_mean
 from lightning_compress.training import CompressionCallback
+from lightning_compress.training.seen_weights import weights_as_seen
 
 BEST, LAST = "best.lcz", "last.lcz"
 
@@ -116,23 +114,7 @@ class SaveCompressed(CompressionCallback):
             return
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         finite = {name: value for name, value in values.items() if abs(value) < float("inf")}
-        with self._as_seen(module):
+        with weights_as_seen(self.session):
             self.summary = save_compressed(
                 module, path, coder=self._coder, metrics=finite, metadata={"epoch": trainer.current_epoch}
             )
-
-    @contextmanager
-    def _as_seen(self, module: L.LightningModule) -> Iterator[None]:
-        """Inside, parameters hold what a forward sees and the metrics were measured with: weights of few bits."""
-        parameters = dict(module.named_parameters())
-        with torch.no_grad(), ExitStack() as stack:
-            views = [stack.enter_context(one.seen_weights(parameters)) for one in self.session.callbacks]
-            seen = {name: value for view in views for name, value in view.items() if name in parameters}
-            former = {name: parameters[name].data for name in seen}
-            try:
-                for name, value in seen.items():
-                    parameters[name].data = value
-                yield
-            finally:
-                for name, value in former.items():
-                    parameters[name].data = value

@@ -234,7 +234,7 @@ def _write_body(body: BinaryIO, tensors: Mapping[str, Tensor], coder: CoderName)
         elif len(one.records) < WORTH * entry.bytes:
             head = MAGIC + bytes([VERSION])
             checksum = zlib.crc32(one.records, zlib.crc32(head, zlib.crc32(name.encode())))
-            length = sum(map(body.write, (head, one.records, checksum.to_bytes(4, "little"))))
+            length = sum(body.write(part) for part in (head, one.records, checksum.to_bytes(4, "little")))
             coded[entry] = CodedTensor(length, one.excess)
         else:
             plain[entry] = _checksum(tensor)

@@ -121,8 +121,10 @@ def _check_tensors(header: Mapping[str, Any], size: int, where: str) -> dict[str
         if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
             raise FormatError(f"{where}: {name!r} has not the fields of a tensor.")
         shape, offsets = fields["shape"], fields["data_offsets"]
-        if not _are_numbers(shape) or not _are_numbers(offsets) or len(shape) > MAX_DIMENSIONS or len(offsets) != 2:
+        if not _are_numbers(shape, MAX_DIMENSIONS) or not _are_numbers(offsets, 2) or len(offsets) != 2:
             raise FormatError(f"{where}: {name!r} has a shape or place that is none.")
+        if prod(max(length, 1) for length in shape) > MAX_DIMENSION:
+            raise FormatError(f"{where}: {name!r} has the shape {shape}.")
         if not isinstance(fields["dtype"], str) or fields["dtype"] not in _DTYPES:
             raise FormatError(f"{where}: {name!r} has the unknown dtype {str(fields['dtype'])[:20]!r}.")
         dtype = _DTYPES[fields["dtype"]]
@@ -140,8 +142,7 @@ def _check_tensors(header: Mapping[str, Any], size: int, where: str) -> dict[str
     return tensors
 
 
-def _are_numbers(values: object) -> bool:
-    if not isinstance(values, list) or not all(type(value) is int and 0 <= value < MAX_DIMENSION for value in values):
+def _are_numbers(values: object, most: int) -> bool:
+    if not isinstance(values, list) or len(values) > most:
         return False
-    size: int = prod(max(value, 1) for value in values[:MAX_DIMENSIONS])
-    return size <= MAX_DIMENSION
+    return all(type(value) is int and 0 <= value < MAX_DIMENSION for value in values)

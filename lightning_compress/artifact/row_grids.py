@@ -52,7 +52,8 @@ def find_row_grids(bits: Bits) -> RowGrids | None:
 
 def multiply_rows(steps: Floats, levels: NDArray[np.int16], rows: NDArray[np.int64]) -> Floats:
     """The values at ``levels``, shape (n,), of the rows ``rows``."""
-    values: Floats = levels.astype(np.float32) * steps[rows]
+    with np.errstate(over="ignore", invalid="ignore"):  # a forged step may be anything
+        values: Floats = levels.astype(np.float32) * steps[rows]
     return values
 
 

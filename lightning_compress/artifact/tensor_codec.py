@@ -234,7 +234,7 @@ def _encode_mask(mask: Mask, coder: CoderName) -> GapMask | BitMask:
 
 def _columns_may_pay(mask: Mask) -> bool:
     """Whether a mask that is read column by column may be smaller; that of a large one must be clearly so."""
-    rows, columns = mask.shape
+    rows, columns = map(int, mask.shape)
     if mask.size < LARGE or min(rows, columns) < 2:
         return min(rows, columns) > 1
     by_row, _ = row_classes(mask.sum(1, dtype=np.int64), columns)

@@ -34,6 +34,7 @@ from lightning_compress.report.report import (
 )
 from lightning_compress.training import CompressionCallback, GradualCallback, Replay, evaluate_copy, private
 from lightning_compress.training.atomic_checkpoint import write_atomically
+from lightning_compress.training.seen_weights import weights_as_seen
 
 CUTS_ARE_TOLD = (GradualCallback, Distillation, Replay, SaveCompressed)
 """Callbacks that leave the network as it is until the Journal has a cut."""
@@ -259,18 +260,18 @@ class CompressionReport(CompressionCallback):
     def _write(self, trainer: L.Trainer, module: L.LightningModule, status: str) -> None:
         session = self.session
         self.folder.mkdir(parents=True, exist_ok=True)
-        epochs = round(session.time)
-        after = fit_network(session, "after", epochs, self._metrics, self._miss)
-        before = self._before or after
-        file = None
-        if self._file is not None and status == FINISHED:
-            file = write_file(module, self.folder / self._file, before, after)
-        answers = self._compared(trainer, module) if status == FINISHED else None
         if self._first_entry:
             self._miss(f"{self._first_entry} earlier entries of the Journal, from before this fit, are left out.")
-        report = fit_report(
-            session, (before, after), monitor=self._followed(), mode=self.mode, first_entry=self._first_entry
-        )
+        file = None
+        with weights_as_seen(session):
+            after = fit_network(session, "after", round(session.time), self._metrics, self._miss)
+            before = self._before or after
+            if self._file is not None and status == FINISHED:
+                file = write_file(module, self.folder / self._file, before, after)
+            report = fit_report(
+                session, (before, after), monitor=self._followed(), mode=self.mode, first_entry=self._first_entry
+            )
+        answers = self._compared(trainer, module) if status == FINISHED else None
         self.report = replace(
             report,
             config=describe_fit(trainer, module),

@@ -17,7 +17,7 @@ from lightning_compress.artifact.fields import FieldReader, FieldWriter
 from lightning_compress.artifact.format_error import FormatError as TheError
 from lightning_compress.artifact.index import MAX_PLAN, NAME, Entry, Group, Index
 from lightning_compress.artifact.mask_codec import BitMask, GapClass, GapMask
-from lightning_compress.artifact.outer_file import MAX_HEADER
+from lightning_compress.artifact.outer_file import MAX_HEADER, OuterFile, outer_header
 from lightning_compress.artifact.streams import Stream
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -258,6 +258,16 @@ def test_every_flipped_bit_is_found(tmp_path):
 @pytest.mark.slow
 def test_100_000_mutated_files_raise_nothing_but_format_errors(tmp_path):
     fuzz(tmp_path / "f", 100_000, 1)
+
+
+def test_a_file_of_many_gigabytes_is_opened(tmp_path):
+    """Of holes: the disk gives zeros."""
+    path, size = tmp_path / "large.lcz", 2**33
+    header = outer_header({name: (torch.uint8, (size,)) for name in "abc"}, {})
+    with path.open("wb") as file:
+        file.write(header)
+        file.truncate(len(header) + 3 * size)
+    assert [tensor.bytes for tensor in OuterFile.open(path).tensors.values()] == [size] * 3
 
 
 def test_an_opened_file_has_taken_no_memory_for_its_tensors(tmp_path):

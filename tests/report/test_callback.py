@@ -165,6 +165,15 @@ def test_bits_are_those_of_the_quantizers(tmp_path):
     assert {layer.bits for layer in read_report(tmp_path).after.layers} == {4}
 
 
+def test_file_and_zeros_are_of_the_weights_that_forwards_see(tmp_path):
+    module = seeded()
+    fit(module, lc.TernaryWeights(), lc.CompressionReport(tmp_path, file="model.lcz"), max_epochs=2)
+    written = lc.load_compressed(tmp_path / "model.lcz", into=seeded())
+    weights = [name for name, parameter in module.named_parameters() if parameter.dim() > 1]
+    assert all(written.get_parameter(name).unique().numel() <= 3 for name in weights)
+    assert read_report(tmp_path).after.cost["nonzero_parameters"] < sum(p.numel() for p in module.parameters()) * 0.9
+
+
 def test_honest_rival_stands_beside(tmp_path, run):
     fit(seeded(), later(), lc.CompressionReport(tmp_path, rival=run[0]), max_epochs=4)
     assert read_report(tmp_path).rival.file_bytes == run[2].file.bytes
