@@ -17,19 +17,7 @@ from lightning_compress.artifact import load_compressed, save_compressed
 from lightning_compress.artifact.accounting import account
 from lightning_compress.errors import CompressionError
 from lightning_compress.report import FileResult, Network, SizeStep, file_from_state
-
-ENDING = ".lcz"
-
-
-def check_file(config: DictConfig) -> None:
-    """Refuse a name that is no name of a compressed file.
-
-    Raises:
-        CompressionError: another ending, or a folder in it.
-    """
-    name = config.file
-    if name is not None and (not str(name).endswith(ENDING) or "/" in str(name)):
-        raise CompressionError(f"file={name!r}: the name of a file in the run's folder that ends with {ENDING}.")
+from lightning_compress.report.fit import ENDING
 
 
 def write_file(

@@ -23,6 +23,7 @@ from lightning_compress.app.quiet import quiet
 from lightning_compress.app.run_folder import RunFolder, StageFolder
 from lightning_compress.app.stages import Stage, check_values, load_network, module_config, read_stages, run_stage
 from lightning_compress.artifact import save_compressed
+from lightning_compress.errors import CompressionError
 from lightning_compress.plan import explain
 from lightning_compress.report import Network
 from lightning_compress.report.stage_table import stage_table
@@ -75,7 +76,15 @@ def dry_run(config: DictConfig, folder: Path, console: Console) -> None:
                 rehearsal = StageFolder(Path(place) / stage.name)
                 changed, quick, unknown = _rehearsed(config, stage, trained=bool(trained))
                 left_out += unknown
-            networks.append(run_stage(quick, changed, rehearsal, start=start, loggers=(), line=line))
+            try:
+                networks.append(run_stage(quick, changed, rehearsal, start=start, loggers=(), line=line))
+            except CompressionError as error:
+                if trained:
+                    raise
+                said = (
+                    "The weights are fresh ones; trained ones may allow it: dry_run=true asks those once there are any."
+                )
+                raise CompressionError(f"Stage {stage.name!r}: {error} {said}") from error
             start = rehearsal.final
             line.finish("")
         assert start is not None

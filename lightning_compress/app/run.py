@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from lightning_compress.app.compressed_file import check_file, write_file
+from lightning_compress.app.compressed_file import write_file
 from lightning_compress.app.dry_run import dry_run
 from lightning_compress.app.loggers import GuardedLogger, build_loggers
 from lightning_compress.app.progress import StageDisplay, status_text
@@ -41,6 +41,7 @@ from lightning_compress.report import (
     render_page,
     to_report_entries,
 )
+from lightning_compress.report.fit import check_file_name
 
 NOT_THE_RUN = ("fresh", "sweep", "dry_run", "search")
 """Keys that say how to begin, not what to do."""
@@ -76,7 +77,7 @@ def _run(config: DictConfig, console: Console | None = None, *, wait: bool = Fal
     console = console or Console()
     stages = read_stages(config)
     check_values(config)
-    check_file(config)
+    check_file_name(config.file)
     check_report(config)
     read_target(config, stages)
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))

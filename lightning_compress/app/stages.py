@@ -42,14 +42,15 @@ class Stage:
 
 
 def read_stages(config: DictConfig) -> list[Stage]:
-    """The stages that a configuration lists.
+    """The stages that a configuration lists; one that is null is left out.
 
     Raises:
         CompressionError: no stage, no epochs, an unknown field, or a callback that the recipe does not have.
     """
-    if not config.stages:
+    chosen = {str(name): stage for name, stage in (config.stages or {}).items() if stage is not None}
+    if not chosen:
         raise CompressionError("The recipe has no stages. Choose another: recipe=iterative_pruning.")
-    return [_read_stage(str(name), stage, config) for name, stage in config.stages.items()]
+    return [_read_stage(name, stage, config) for name, stage in chosen.items()]
 
 
 def _read_stage(name: str, values: DictConfig, config: DictConfig) -> Stage:

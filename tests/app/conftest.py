@@ -1,4 +1,5 @@
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,13 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     return Command(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def shared_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    """The same for all tests of a file."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        folder = tmp_path_factory.mktemp("command")
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("COLUMNS", "120")
+        yield Command(folder, monkeypatch)

@@ -75,3 +75,10 @@ def test_held_still_a_network_learns_nothing():
     trainer.fit(module, loader())
     assert trainer.global_step == 10
     assert torch.equal(module.layer.weight, before)
+
+
+def test_dry_run_says_when_only_fresh_weights_forbid_a_cut(command, capfd):
+    assert command("recipe=deep_compression_conv", "dry_run=true", "logger=csv") == 1
+    error = capfd.readouterr().err
+    assert "Stage 'prune': 'network.fc2.weight' has 5000 weights" in error
+    assert "trained ones may allow it" in error
