@@ -12,7 +12,7 @@ import lightning as L
 from lightning_compress.architecture.choosing import Settings
 from lightning_compress.architecture.conversion import Conversion, apply_, convert
 from lightning_compress.architecture.factorization import Choice
-from lightning_compress.architecture.functions import calls_of
+from lightning_compress.architecture.functions import calls_of, check_data
 from lightning_compress.architecture.layers import find_layers
 from lightning_compress.errors import CompressionError
 from lightning_compress.random_states import isolated_random_states
@@ -58,11 +58,12 @@ class FactoringCallback(GradualCallback):
         kind = type(self).__name__
         if isinstance(data, Iterator):
             raise CompressionError(f"{kind}(data=...): each stage reads it anew; give a loader or a list.")
+        check_data(data)
         if type(samples) is not int or samples < 1:
             raise CompressionError(f"{kind}(samples={samples!r}): at least one.")
         if type(stages) is not int or stages < 1:
             raise CompressionError(f"{kind}(stages={stages!r}): at least one.")
-        if recalibrate not in (True, False, "auto"):
+        if not (isinstance(recalibrate, bool) or recalibrate == "auto"):
             raise CompressionError(f'{kind}(recalibrate={recalibrate!r}): True, False or "auto".')
         refuse_text(targets, "targets")
         refuse_text(exclude, "exclude")

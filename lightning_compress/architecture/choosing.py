@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from math import inf
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -24,6 +25,7 @@ from lightning_compress.surgery.input_statistics import layer_weight
 from lightning_compress.surgery.paired_moments import moments_of
 from lightning_compress.surgery.targets import refuse_text
 from lightning_compress.surgery.tracing import TracingInput, private_copy
+from lightning_compress.values import is_number, is_whole
 
 RULES = "lightning_compress.architecture.ranks"
 ORDERS = ("auto", "depthwise_first", "pointwise_first")
@@ -72,20 +74,22 @@ class LowRankChoice:
             )
         if budget is not None and not (isinstance(budget, int | float) and 0 < budget < 1):
             raise CompressionError(f"LowRank(budget={budget!r}): the share that is left, in (0, 1); 0.25 is 4x less.")
-        if speedup is not None and not speedup > 1:
+        if speedup is not None and not (is_number(speedup) and 1 < speedup < inf):
             raise CompressionError(f"LowRank(speedup={speedup!r}): 2.0 is twice as fast; it has to be above 1.")
         if of not in COUNTS:
             raise CompressionError(f"LowRank(of={of!r}). {did_you_mean(of, COUNTS)}")
         if not (round_to == "auto" or (type(round_to) is int and round_to >= 1)):
             raise CompressionError(f'LowRank(round_to={round_to!r}): a whole number from 1, or "auto".')
-        if batch_size < 1:
-            raise CompressionError(f"LowRank(batch_size={batch_size}): at least one sample is timed.")
+        if not is_whole(batch_size) or batch_size < 1:
+            raise CompressionError(f"LowRank(batch_size={batch_size!r}): at least one sample is timed.")
         self.budget = 1 / speedup if speedup is not None else budget
         self.of = "latency" if speedup is not None else of
         if self.of == "latency":
             check_runtime(runtime)
         refuse_text(methods, "methods")
         self.methods = tuple(LOW_RANK if methods is None else methods)
+        if not self.methods:
+            raise CompressionError("LowRank(methods=()): nothing to choose among. None is channel, spatial and tucker.")
         for method in self.methods:
             resolve(method, PACKAGE)
         self._rule, self._ranks = _ranks(ranks)
@@ -113,17 +117,19 @@ class LowRankChoice:
 
     def _by_rank(self, network: nn.Module, layers: Layers, calls: Sequence[TracingInput]) -> Choices:
         shapes = input_shapes(network, list(layers.calls), calls[0]) if calls else {}
-        for name in self._ranks:
-            if name not in layers.calls:
-                reason = layers.skipped.get(name, "there is no such layer")
-                raise CompressionError(f"ranks: {name!r} cannot be replaced: {reason}.")
+        _refuse_unknown("ranks", self._ranks, layers)
         choices, kept = dict[str, Choice](), dict[str, str]()
         for name in layers.calls if self._rule is not None else [one for one in layers.calls if one in self._ranks]:
             layer = network.get_submodule(name)
             choice = self._choice(layer, self._ranks.get(name))
             bias = (self.data_aware and bool(calls)) or layer.bias is not None
             reason = f"no factorisation of {self.methods} fits it"
-            if choice is not None:
+            if isinstance(self._ranks.get(name), tuple):
+                reason += f" with {len(self._ranks[name])} ranks"  # type: ignore[arg-type]
+            misfit = None if choice is None else _misfit(choice, Geometry.of(layer))
+            if misfit is not None:
+                reason = misfit
+            elif choice is not None:
                 method: Factorization = resolve(choice.method, PACKAGE)  # type: ignore[assignment]
                 spec = method.spec(Geometry.of(layer), choice.ranks, bias=bias)
                 if break_even(dense_spec(layer), spec, shapes.get(name, [])):
@@ -141,8 +147,10 @@ class LowRankChoice:
         geometry = Geometry.of(layer)
         for name in self.methods:
             method: Factorization = resolve(name, PACKAGE)  # type: ignore[assignment]
+            if method.refuses(geometry):
+                continue
             full = method.full(geometry)
-            if method.refuses(geometry) or (given is not None and len(given) != len(full)):
+            if given is not None and len(given) != len(full):
                 continue
             if given is not None:
                 return Choice(name, tuple(min(rank, most) for rank, most in zip(given, full, strict=True)))
@@ -156,7 +164,11 @@ class LowRankChoice:
 
     def _ruled(self, matrices: Sequence[Tensor]) -> list[int]:
         assert self._rule is not None
-        return [self._rule(torch.linalg.svdvals(one), (one.shape[0], one.shape[1])) for one in matrices]
+        found = [self._rule(torch.linalg.svdvals(one), (one.shape[0], one.shape[1])) for one in matrices]
+        wrong = next((one for one in found if not is_number(one) or not 0 <= one < inf), None)
+        if wrong is not None:
+            raise CompressionError(f"ranks: the function gave {wrong!r} for a matrix; a number of 0 or more is a rank.")
+        return found
 
 
 class SeparableChoice:
@@ -176,16 +188,20 @@ class SeparableChoice:
     ) -> None:
         if order not in ORDERS:
             raise CompressionError(f"DepthwiseSeparable(order={order!r}). {did_you_mean(order, ORDERS)}")
-        if branches not in (True, False, "auto"):
+        if not (isinstance(branches, bool) or branches == "auto"):
             raise CompressionError(f'DepthwiseSeparable(branches={branches!r}): True, False or "auto".')
         for value in multiplier.values() if isinstance(multiplier, Mapping) else [multiplier]:
             if type(value) is not int or value < 1:
                 raise CompressionError(f"DepthwiseSeparable(multiplier={value!r}): a whole number from 1.")
+        if multiplier == {}:
+            raise CompressionError("DepthwiseSeparable(multiplier={}) names no layer; a number is for all of them.")
         self.multiplier, self.order, self.branches, self.data_aware = multiplier, order, branches, data_aware
 
     def choose(self, network: nn.Module, layers: Layers, calls: Sequence[TracingInput]) -> Choices:
         """The order that loses less, at nearly equal cost; every convolution that gets smaller."""
         choices, kept = dict[str, Choice](), dict[str, str]()
+        if isinstance(self.multiplier, Mapping):
+            _refuse_unknown("multiplier", self.multiplier, layers)
         shapes = input_shapes(network, list(layers.calls), calls[0]) if calls else {}
         used = self.data_aware and bool(calls)
         moments = moments_of(private_copy(network), list(layers.calls), calls) if used else {}
@@ -230,15 +246,38 @@ class SeparableChoice:
         return side_by_side if times["depthwise_branches"].ratio.median < 1 else choice
 
 
+def _refuse_unknown(argument: str, names: Iterable[str], layers: Layers) -> None:
+    for name in names:
+        if name in layers.skipped:
+            raise CompressionError(f"{argument}: {name!r} cannot be replaced: {layers.skipped[name]}.")
+        if name not in layers.calls:
+            hint = did_you_mean(str(name), layers.calls)
+            raise CompressionError(f"{argument}: {name!r} is no layer that can be replaced. {hint}")
+
+
+def _misfit(choice: Choice, geometry: Geometry) -> str | None:
+    """Why a choice cannot stand in for such a layer."""
+    method: Factorization = resolve(choice.method, PACKAGE)  # type: ignore[assignment]
+    refused = method.refuses(geometry)
+    if refused:
+        return f"{choice.method} does not fit it: {refused}"
+    number = len(method.full(geometry))
+    return None if len(choice.ranks) == number else f"{choice} has {len(choice.ranks)} ranks, it takes {number}"
+
+
 def _ranks(ranks: Any) -> tuple[Rule | None, dict[str, Choice | tuple[int, ...]]]:
     """A rule, or ranks by layer."""
     if isinstance(ranks, Mapping):
         found: dict[str, Choice | tuple[int, ...]] = {}
         for name, rank in ranks.items():
-            given = (rank,) if type(rank) is int else rank if isinstance(rank, Choice) else tuple(rank)
-            if not isinstance(given, Choice) and not all(type(one) is int and one >= 1 for one in given):
+            numbers = rank.ranks if isinstance(rank, Choice) else rank if isinstance(rank, tuple | list) else (rank,)
+            if not numbers or not all(is_whole(one) and one >= 1 for one in numbers):
                 raise CompressionError(f"ranks: {rank!r} for {name!r}; whole numbers from 1.")
-            found[name] = given
+            if isinstance(rank, Choice):
+                resolve(rank.method, PACKAGE)
+            found[name] = rank if isinstance(rank, Choice) else tuple(numbers)
+        if not found:
+            raise CompressionError("LowRank(ranks={}) names no layer.")
         return None, found
     if isinstance(ranks, float):
         if not 0 < ranks < 1:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_compress.architecture.factorization import PACKAGE, Choice, Factorization
 from lightning_compress.architecture.geometry import Geometry, parameters_in
 from lightning_compress.architecture.least_squares import Problem
+from lightning_compress.errors import CompressionError
 from lightning_compress.plan import Record, ReplaceModule
 from lightning_compress.plan.specs import build_module
 from lightning_compress.registry import resolve
@@ -143,23 +144,27 @@ def apply_(module: nn.Module, conversion: Conversion, apply: Callable[[ReplaceMo
     """
     apply = apply or Record.of(module).apply
     for edit in conversion.edits:
-        frozen = not any(one.requires_grad for one in module.get_submodule(edit.module).parameters())
+        trained = {name: one.requires_grad for name, one in module.get_submodule(edit.module).named_parameters()}
         apply(edit)
-        if frozen:
-            module.get_submodule(edit.module).requires_grad_(False)
+        for name, one in module.get_submodule(edit.module).named_parameters():
+            kind = name.rpartition(".")[2]  # factors are as frozen as the weight was, and the last bias as the bias
+            one.requires_grad_(trained.get(kind, trained["weight"]))
     write_(module, conversion.values)
 
 
 def output_error(expected: Sequence[Sequence[Tensor]], changed: nn.Module, calls: Sequence[TracingInput]) -> float:
-    """Squared differences of all outputs from the ``expected`` ones of each call, relative to their variance."""
-    lost = energy = 0.0
+    """Squared differences of all outputs from the ``expected`` ones of each call, relative to their variance (to their
+    squares where all samples give the same).
+    """
+    lost = varied = squares = 0.0
     for outputs, call in zip(expected, calls, strict=True):
         for one, two in zip(outputs, evaluate(changed, call), strict=True):
             if one.is_floating_point():
                 wide = one.double()
                 lost += float((wide - two.double()).square().sum())
-                energy += float((wide - wide.mean(0, keepdim=True)).square().sum())
-    return lost / max(energy, 1e-300)
+                varied += float((wide - wide.mean(0, keepdim=True)).square().sum())
+                squares += float(wide.square().sum())
+    return lost / max(varied if varied > 1e-12 * squares else squares, 1e-300)
 
 
 def replacement(
@@ -195,12 +200,19 @@ def replacement(
 
 
 def problems_of(layer: nn.Module, moments: PairedMoments | None) -> list[Problem]:
-    """The least squares of each group of a layer: towards outputs where there are moments, else towards the weight."""
+    """The least squares of each group of a layer: towards outputs where there are moments, else towards the weight.
+
+    Raises:
+        CompressionError: what the layer reads or computes is not finite.
+    """
     groups = list(Geometry.of(layer).by_group(layer_weight(layer)))
     if moments is None:
         return [Problem.of_weight(weight) for weight in groups]
     problems = []
-    for weight, gram, cross, energy in zip(groups, *moments.covariances(), strict=True):
+    covariances = moments.covariances()
+    if not all(bool(one.isfinite().all()) for one in covariances):
+        raise CompressionError(f"On the calibration data {layer} reads or computes values that are not finite.")
+    for weight, gram, cross, energy in zip(groups, *covariances, strict=True):
         plain = Problem.of_weight(weight)
         ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-30)
         eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)

@@ -6,14 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_compress.architecture.choosing import LowRankChoice, SeparableChoice, Settings
 from lightning_compress.architecture.conversion import Conversion, apply_, convert
 from lightning_compress.architecture.factorization import Choice
 from lightning_compress.architecture.layers import find_layers
+from lightning_compress.errors import CompressionError
 from lightning_compress.random_states import isolated_random_states
-from lightning_compress.surgery.tracing import TracingInput
+from lightning_compress.surgery.tracing import TracingInput, tensors_in
 
 
 def low_rank_(
@@ -105,7 +106,7 @@ def _convert(
     exclude: Sequence[str],
     recalibrate: bool | str,
 ) -> Conversion:
-    calls = calls_of(data)
+    calls = calls_of(check_data(data))
     with isolated_random_states():
         layers = find_layers(network, targets, exclude, calls[0] if calls else None)
         choices, skipped = settings.choose(network, layers, calls)
@@ -115,15 +116,38 @@ def _convert(
     return replace(conversion, skipped={**layers.skipped, **skipped})
 
 
+def check_data(data: Any) -> Any:
+    """Calibration batches, as they are.
+
+    Raises:
+        CompressionError: a single batch in their place, or nothing that gives batches.
+    """
+    if isinstance(data, Tensor | dict):
+        raise CompressionError("data= is one batch; write data=[batch].")
+    if data is not None and (isinstance(data, str) or not (isinstance(data, Iterable) or hasattr(data, "__getitem__"))):
+        raise CompressionError(f"data={data!r}: batches, such as a DataLoader or a list of tensors.")
+    return data
+
+
 def calls_of(data: Iterable[Any] | None, module: str = "") -> list[TracingInput]:
-    """A call of the submodule ``module`` for each batch: inputs, tuples that begin with them, or keyword arguments."""
+    """A call of the submodule ``module`` for each batch: inputs, tuples that begin with them, or keyword arguments.
+
+    Raises:
+        CompressionError: a batch without samples, or with values that are not finite.
+    """
     calls = []
-    for batch in data or ():
+    for number, batch in enumerate(() if data is None else data):
         if isinstance(batch, dict):
-            calls.append(TracingInput(module, (), batch))
+            call = TracingInput(module, (), batch)
         else:
-            calls.append(TracingInput(module, (batch[0] if isinstance(batch, tuple | list) else batch,), {}))
+            call = TracingInput(module, tuple(batch[:1]) if isinstance(batch, tuple | list) else (batch,), {})
+        inputs = list(tensors_in((call.args, call.kwargs)))
+        if not inputs or any(one.dim() and not len(one) for one in inputs):
+            raise CompressionError(f"Batch {number} of data= has no samples.")
+        if not all(bool(one.isfinite().all()) for one in inputs):
+            raise CompressionError(f"Batch {number} of data= has values that are not finite.")
+        calls.append(call)
     return calls
 
 
-__all__ = ["Choice", "calls_of", "low_rank_", "separable_"]
+__all__ = ["Choice", "calls_of", "check_data", "low_rank_", "separable_"]

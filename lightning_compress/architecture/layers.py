@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_compress.architecture.geometry import CONVOLUTIONS
@@ -43,7 +45,7 @@ def find_layers(
     """The Linear layers and convolutions whose outputs are all that the network has of them.
 
     A copy in which each of them is wrapped in an ``nn.Sequential`` has to compute the same: who reads a layer's weight
-    without calling the layer (``nn.MultiheadAttention``, the fast path of ``nn.TransformerEncoderLayer``) is found so.
+    without calling the layer is found so. That ``nn.MultiheadAttention`` does is known without.
 
     Args:
         network: any module.
@@ -52,7 +54,8 @@ def find_layers(
         call: runs the network; without it the order is that of ``named_modules`` and nobody is tried out.
 
     Raises:
-        CompressionError: a pattern that matches nothing, or a layer asked for by its own name that cannot be replaced.
+        CompressionError: a pattern that matches nothing, a layer asked for by its own name that cannot be replaced, a
+            lazy layer that has no weights yet, or a call that fails.
 
     >>> list(find_layers(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)), exclude=("2",)).calls)
     ['0']
@@ -60,6 +63,9 @@ def find_layers(
     refuse_text(targets, "targets")
     refuse_text(exclude, "exclude")
     present = {name: part for name, part in network.named_modules() if isinstance(part, nn.Linear | _ConvNd)}
+    lazy = next((name for name, part in present.items() if any(map(is_lazy, part.parameters()))), None)
+    if lazy is not None:
+        raise CompressionError(f"{lazy!r} is lazy and has no weights yet. Run the network on a batch once.")
     wanted = [name for name in present if targets is None or _matches(name, targets)]
     for pattern in (*(targets or ()), *exclude):
         if not any(_matches(name, [pattern]) for name in present):
@@ -96,6 +102,10 @@ def _reason(network: nn.Module, name: str, layer: nn.Module) -> str | None:
         return f"{type(layer).__name__} has a forward of its own"
     if not name:
         return "it is the whole network"
+    if isinstance(network.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
+        return "the attention around it reads its weight without calling it"
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in layer.parameters()):
+        return "it has weights that are not finite"
     own = {id(parameter) for parameter in layer.parameters()}
     others = [part for part in network.modules() if part is not layer]
     if any(id(parameter) in own for part in others for parameter in part._parameters.values()):
@@ -106,9 +116,9 @@ def _reason(network: nn.Module, name: str, layer: nn.Module) -> str | None:
 
 
 def _tried(network: nn.Module, names: Sequence[str], call: TracingInput) -> tuple[dict[str, int], dict[str, str]]:
+    expected = evaluate(private_copy(network), call)
     counts = call_order(network, names, call)
     skipped = {name: "the network's call does not run it" for name in names if name not in counts}
-    expected = evaluate(private_copy(network), call)
     usable, refused = accepted(list(counts), lambda some: _misses(network, some, call, expected))
     reasons = {name: refused[place] for place, name in enumerate(counts) if place in refused}
     return {name: counts[name] for name in counts if name in set(usable)}, skipped | reasons

@@ -15,6 +15,7 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.surgery.input_statistics import layer_weight
 from lightning_compress.surgery.targets import refuse_text
 from lightning_compress.training import CompressionCallback
+from lightning_compress.values import is_number
 
 
 def nuclear_gradient(weight: Tensor, rank: int = 0) -> Tensor:
@@ -72,10 +73,12 @@ class LowRankRegularization(CompressionCallback):
         super().__init__(name)
         if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength < float("inf"):
             raise CompressionError(f"{self.state_key}: strength={strength!r} is not a factor of 0 or more.")
-        if not 0 <= rank < 1:
+        if not is_number(rank) or not 0 <= rank < 1:
             raise CompressionError(f"{self.state_key}: rank={rank!r} is not a share in [0, 1).")
         if type(every) is not int or every < 1:
             raise CompressionError(f"{self.state_key}: every={every!r}; a number of steps from 1.")
+        if until is not None and not (is_number(until) and until >= 0):
+            raise CompressionError(f"{self.state_key}: until={until!r}; a number of epochs, or None.")
         refuse_text(targets, "targets")
         refuse_text(exclude, "exclude")
         self.strength, self.rank, self.every, self.until = strength, rank, every, until

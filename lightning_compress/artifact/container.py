@@ -238,6 +238,7 @@ def _write_body(body: BinaryIO, tensors: Mapping[str, Tensor], coder: CoderName)
             coded[entry] = CodedTensor(length, one.excess)
         else:
             plain[entry] = _checksum(tensor)
+        del one  # before the next tensor is coded
     plain = dict(sorted(plain.items(), key=lambda item: (-item[0].dtype.itemsize, item[0].name)))
     return Index(plain=plain, coded=coded, groups=small.groups())
 

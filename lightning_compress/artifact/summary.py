@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lightning_compress.artifact.container import ModelFile
 from lightning_compress.artifact.fields import FieldReader
-from lightning_compress.artifact.index import Entry
+from lightning_compress.artifact.index import CodedTensor, Entry
 from lightning_compress.artifact.mask_codec import BitMask, GapMask
 from lightning_compress.artifact.plan_json import plan_from_json
 from lightning_compress.artifact.tensor_codec import Record, read_records
@@ -107,11 +107,7 @@ def summarize_file(file: ModelFile) -> FileSummary:
     """The summary of a file that is open."""
     index, size = file.index, os.path.getsize(file.outer.path)
     rows = [_plain_row(entry) for entry in index.plain]
-    for entry, coded in index.coded.items():
-        reader = file.coded_reader(entry.name)
-        records = list(read_records(reader, entry.shape, entry.dtype))
-        reader.finish()
-        rows.append(_row(entry.name, entry, entry.shape, records, coded.length, coded.excess))
+    rows += [_coded_row(file, entry, coded) for entry, coded in index.coded.items()]
     for group in index.groups:
         first, more = group.members[0], len(group.members) - 1
         reader = FieldReader(group.records, first.name)
@@ -140,6 +136,13 @@ def dense_bytes(entries: Iterable[Entry], plan: Plan) -> int:
 def _plain_row(entry: Entry) -> TensorSummary:
     dtype = str(entry.dtype).removeprefix("torch.")
     return TensorSummary(entry.name, entry.shape, dtype, entry.size, None, "plain", 0, entry.bytes, 0, 0, 0, None)
+
+
+def _coded_row(file: ModelFile, entry: Entry, coded: CodedTensor) -> TensorSummary:
+    reader = file.coded_reader(entry.name)
+    records = list(read_records(reader, entry.shape, entry.dtype))
+    reader.finish()
+    return _row(entry.name, entry, entry.shape, records, coded.length, coded.excess)
 
 
 def _row(

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_compress.dynamic.guarantee import Guarantee, guaranteed_thresholds
-from lightning_compress.dynamic.inference import CONFIDENCES, Confidence
-from lightning_compress.dynamic.placement import head_macs, stops_at
+from lightning_compress.dynamic.inference import CONFIDENCES, Confidence, scores_of
+from lightning_compress.dynamic.placement import head_macs, rows_of, stops_at
 from lightning_compress.dynamic.routing import all_exits, find_bank, owner_of_bank
 from lightning_compress.dynamic.thresholds import ExitRecord, Outcome, search_for_cost, search_for_drop
 from lightning_compress.errors import CompressionError
 from lightning_compress.measure import compare_latency
 from lightning_compress.registry import resolve
-from lightning_compress.surgery import evaluation_mode
+from lightning_compress.surgery import TracingInput, evaluation_mode
+from lightning_compress.values import is_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +71,9 @@ def calibrate_exits(
         latencies: (exits + 1,) milliseconds of a sample that leaves there, as :func:`exit_latencies` measures.
 
     Raises:
-        CompressionError: not one target, no data, or a cost out of reach.
+        CompressionError: not one target, a value out of its range, no data, or a cost out of reach.
     """
-    targets = {"drop": drop, "macs": macs, "milliseconds": milliseconds, "risk": risk}
-    if sum(value is not None for value in targets.values()) != 1:
-        raise CompressionError(f"calibrate_exits needs one of {', '.join(targets)}, not {targets}.")
-    if milliseconds is not None and latencies is None:
-        raise CompressionError("milliseconds= needs latencies=exit_latencies(module, example).")
+    check_target(drop=drop, macs=macs, milliseconds=milliseconds, risk=risk, delta=delta, latencies=latencies)
     bank = find_bank(module)
     record = collect(module, batches, confidence=confidence, costs=latencies if milliseconds is not None else None)
     guarantee = None
@@ -95,6 +93,39 @@ def calibrate_exits(
     if isinstance(confidence, str):
         bank.confidence = confidence
     return Calibration(thresholds, outcome, guarantee)
+
+
+def check_target(
+    *,
+    drop: Any = None,
+    macs: Any = None,
+    milliseconds: Any = None,
+    risk: Any = None,
+    delta: Any = 0.1,
+    latencies: Tensor | None = None,
+) -> None:
+    """Refuse what :func:`calibrate_exits` cannot aim at.
+
+    Raises:
+        CompressionError: not one target, or a value out of its range.
+
+    >>> check_target(drop=1)
+    Traceback (most recent call last):
+    lightning_compress.errors.CompressionError: drop=1: a share of accuracy in [0, 1); 0.01 is one point.
+    """
+    targets = {"drop": drop, "macs": macs, "milliseconds": milliseconds, "risk": risk}
+    if sum(value is not None for value in targets.values()) != 1:
+        raise CompressionError(f"calibrate_exits needs one of {', '.join(targets)}, not {targets}.")
+    if drop is not None and not (is_number(drop) and 0 <= drop < 1):
+        raise CompressionError(f"drop={drop!r}: a share of accuracy in [0, 1); 0.01 is one point.")
+    for name, value in (("macs", macs), ("milliseconds", milliseconds)):
+        if value is not None and not (is_number(value) and 0 < value < inf):
+            raise CompressionError(f"{name}={value!r}: a number above 0.")
+    for name, value in (("risk", risk), ("delta", delta)):
+        if value is not None and not (is_number(value) and 0 < value < 1):
+            raise CompressionError(f"{name}={value!r}: in (0, 1).")
+    if milliseconds is not None and not isinstance(latencies, Tensor):
+        raise CompressionError("milliseconds= needs latencies=exit_latencies(module, example).")
 
 
 def collect(
@@ -123,9 +154,13 @@ def collect(
         for batch in batches:
             if not isinstance(batch, tuple | list) or len(batch) < 2 or not isinstance(batch[1], Tensor):
                 raise CompressionError("Exits are calibrated on batches of (inputs, labels).")
+            if batch[1].shape != (len(batch[0]),):
+                raise CompressionError(f"Labels {tuple(batch[1].shape)} of {len(batch[0])} samples: a class for each.")
+            if not len(batch[1]):
+                continue
             answers = all_exits(network, bank, (batch[0].to(device),), {})
             classes = torch.stack([one.argmax(dim=1) for one in answers])
-            columns = [function(one, classes[:exit_].T) for exit_, one in enumerate(answers[:-1])]
+            columns = [scores_of(function, one, classes[:exit_].T) for exit_, one in enumerate(answers[:-1])]
             scores.append(torch.stack([one.float() for one in columns]).cpu())
             correct.append((classes == batch[1].to(device)).cpu())
     if not scores:
@@ -143,7 +178,12 @@ def exit_latencies(module: nn.Module, example: Tensor, *, rounds: int = 30) -> T
         module: a network with exits.
         example: a batch of inputs.
         rounds: samples of each.
+
+    Raises:
+        CompressionError: an empty batch.
     """
+    if not rows_of(TracingInput("", (example,), {})):
+        raise CompressionError("exit_latencies needs a batch of samples; this one is empty.")
     bank, network = find_bank(module), owner_of_bank(module)
     exits = range(len(bank.points) + 1)
     with torch.inference_mode(), evaluation_mode(network):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import lightning as L
@@ -15,18 +14,20 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lightning_compress.dynamic.calibration import Calibration, calibrate_exits
-from lightning_compress.dynamic.exit_files import STATE_KEY, bank_from_state, state_of_bank
-from lightning_compress.dynamic.exit_training import (
-    ExitTraining,
-    Loss,
+from lightning_compress.dynamic.exit_accuracy import ExitAccuracy
+from lightning_compress.dynamic.exit_arguments import (
     Weights,
+    check_numbers,
     check_weights,
+    checked_calibration,
     checked_exits,
     weights_at,
 )
+from lightning_compress.dynamic.exit_files import STATE_KEY, bank_from_state, state_of_bank
+from lightning_compress.dynamic.exit_training import ExitTraining, Loss
 from lightning_compress.dynamic.inference import CONFIDENCES
-from lightning_compress.dynamic.placement import attach_exits, hang_on, place_exits
-from lightning_compress.dynamic.routed import Tally, routed
+from lightning_compress.dynamic.placement import attach_exits, check_head, hang_on, place_exits
+from lightning_compress.dynamic.routed_test import RoutedTest
 from lightning_compress.dynamic.validation_data import validation_batches
 from lightning_compress.errors import CompressionError
 from lightning_compress.plan import BANK, CHECKPOINT_KEY, ExitBank
@@ -38,7 +39,7 @@ from lightning_compress.training.batches import labels_in
 from lightning_compress.training.horizon import length_of_fit
 
 
-class EarlyExits(CompressionCallback):
+class EarlyExits(RoutedTest):
     """Trains exit heads beside a LightningModule's own step, calibrates them, and makes them a part of the network.
 
     The module is not edited: hooks at the exits note features during its own forward, and the exits' losses are added
@@ -95,30 +96,34 @@ class EarlyExits(CompressionCallback):
     ) -> None:
         super().__init__(name)
         self.exits = checked_exits(exits)
-        check_weights(weights)
+        check_weights(weights, len(self.exits))
+        check_head(pool, hidden)
+        check_numbers(
+            self_distillation=(self_distillation, 0, 1),
+            temperature=(temperature, 1e-3, 1e6),
+            learning_rate=(learning_rate, 0, 1e3),
+        )
+        if not isinstance(confidence, str):
+            raise CompressionError(
+                "EarlyExits(confidence=...) is stored in files, by name. Give a callable to calibrate_exits and "
+                "ExitInference after the fit."
+            )
         resolve(confidence, CONFIDENCES)
-        for value, what, low, high in (
-            (self_distillation, "self_distillation", 0.0, 1.0),
-            (temperature, "temperature", 1e-3, 1e6),
-            (pool, "pool", 1, 64),
-            (hidden, "hidden", 0, 2**20),
-            (learning_rate, "learning_rate", 0.0, 1e3),
-        ):
-            if not low <= value <= high:
-                raise CompressionError(f"EarlyExits({what}={value}) is outside of [{low:g}, {high:g}].")
+        for function, what in ((loss, "loss"), (labels, "labels")):
+            if function is not None and not callable(function):
+                raise CompressionError(f"EarlyExits({what}={function!r}) is no function.")
         self.weights, self._self_distillation, self._temperature = weights, self_distillation, temperature
         self.frozen, self._pool, self._hidden, self.confidence = frozen, pool, hidden, confidence
         self._loss, self._labels = loss or cross_entropy, labels or labels_in
-        self._learning_rate, self._calibrate = learning_rate, None if calibrate is None else dict(calibrate)
+        self._learning_rate, self._calibrate = learning_rate, checked_calibration(calibrate)
         self.calibration: Calibration | None = None
         self._training: ExitTraining | None = None
-        self._test: tuple[ExitStack, Tally] | None = None
         self._fitted: weakref.ref[L.LightningModule] | None = None
         self.start_over()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or a pickle takes no part in the running fit."""
-        return {**vars(self), "_session": None, "_training": None, "_test": None, "_fitted": None}
+        return {**super().__getstate__(), "_training": None, "_fitted": None}
 
     def start_over(self) -> None:
         """Forget the heads: for the first fit, and for a fit of another module."""
@@ -127,7 +132,7 @@ class EarlyExits(CompressionCallback):
         self._horizon: float | None = None
         self._place = ""
         self._now: Tensor | None = None
-        self._counts = torch.zeros(0)
+        self._accuracy = ExitAccuracy()
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -176,6 +181,8 @@ class EarlyExits(CompressionCallback):
 
     def _refuse_callback(self, callback: Callback) -> None:
         super()._refuse_callback(callback)
+        if isinstance(callback, EarlyExits) and callback is not self:
+            raise CompressionError(f"{self.state_key} and {callback.state_key} are two; give all exits to one of them.")
         if isinstance(callback, CompressionCallback) and callback.edits_shape:
             raise CompressionError(
                 f"{type(callback).__name__} takes out neurons that the exit heads read. Cut first, and fit "
@@ -185,6 +192,8 @@ class EarlyExits(CompressionCallback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Build the heads, or take them up again."""
         super().on_train_start(trainer, pl_module)
+        if self._calibrate is not None and not trainer.enable_validation:
+            raise CompressionError(f"{self.state_key}(calibrate=...) needs validation data and a validation_step.")
         if self._horizon is None and (callable(self.weights) or isinstance(self.weights, Mapping)):
             self._horizon = length_of_fit(trainer, self.state_key)
         tracing = self.session.tracing
@@ -292,7 +301,7 @@ class EarlyExits(CompressionCallback):
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin to count."""
         if self._training is not None:
-            self._counts = torch.zeros(len(self._training.bank.points) + 1, dtype=torch.float64)
+            self._accuracy = ExitAccuracy(len(self._training.bank.points))
 
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -313,21 +322,16 @@ class EarlyExits(CompressionCallback):
         """Count right answers of each exit."""
         if self._training is None:
             return
-        calls, labels = self._training.take(), self._labels(batch)
+        self._accuracy.count(self._training.take(), self._labels(batch))
         self._training.active = False
-        if calls and labels is not None and len(calls[-1][-1]) == len(labels) and labels.dim() == 1:
-            right = [float((one.argmax(dim=1) == labels).sum()) for one in calls[-1][:-1]]
-            self._counts += torch.tensor([*right, float(len(labels))], dtype=torch.float64)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the accuracy of each exit."""
         if self._training is None or trainer.barebones:
             return
-        counts = trainer.strategy.reduce(self._counts.to(pl_module.device, torch.float32), reduce_op="sum")
-        if float(counts[-1]):
-            suffix = "" if self.name is None else f"_{self.name}"
-            for exit_, right in enumerate(counts[:-1].tolist()):
-                pl_module.log(f"compress/exit{exit_}_acc{suffix}", right / float(counts[-1]))
+        suffix = "" if self.name is None else f"_{self.name}"
+        for exit_, share in enumerate(self._accuracy.shares(trainer, pl_module.device)):
+            pl_module.log(f"compress/exit{exit_}_acc{suffix}", share)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the learned weights."""
@@ -366,29 +370,13 @@ class EarlyExits(CompressionCallback):
         )
         self.session.write("finish", f"{self.state_key}: {text}, on the calibration data", callback=self.state_key)
 
-    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Samples leave early in a test."""
-        if any(isinstance(part, ExitBank) for part in pl_module.modules()):
-            stack = ExitStack()
-            self._test = stack, stack.enter_context(routed(pl_module))
-
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log what the test took."""
-        if self._test is not None:
-            stack, tally = self._test
-            stack.close()
-            self._test = None
-            pl_module.log("compress/relative_macs", tally.relative_macs, sync_dist=True)
-
     def release(self) -> None:
         """Take hooks off; the heads are kept for a fit to go on."""
-        if self._test is not None:
-            self._test[0].close()
         if self._training is not None:
             state = self.state_dict()
             self._pending, self._optimizer_state = state["heads"], state["optimizer"]
             self._training.detach()
-        self._training = self._test = None
+        self._training = None
         super().release()
 
     # -- small ones ---------------------------------------------------------------------------------------------------

@@ -28,6 +28,9 @@ def bank_from_state(state: Mapping[str, Any]) -> ExitBank:
     """The heads of :func:`state_of_bank`."""
     edit: Any = Plan.from_state(state["plan"]).edits[0]
     bank = ExitBank(edit.points, edit.pools, edit.confidence, [build_module(spec) for spec in edit.heads])
+    kinds = {one.dtype for key, one in state["tensors"].items() if key.startswith("heads.")}
+    if len(kinds) == 1:
+        bank.heads.to(dtype=kinds.pop())
     bank.load_state_dict(state["tensors"])
     return bank
 

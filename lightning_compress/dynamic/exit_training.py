@@ -17,74 +17,7 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.plan import ExitBank
 from lightning_compress.training import AuxiliaryOptimizer
 
-Weights: TypeAlias = float | Sequence[float] | str | Mapping[str, Sequence[float]] | Callable[[float], Sequence[float]]
-"""Of the exits' losses: one for all, one for each, "learned", {"start": ..., "end": ...}, or a function of progress."""
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-
-
-def checked_exits(exits: Sequence[float | str]) -> tuple[float | str, ...]:
-    """Names of modules, or rising shares of the multiply-accumulates.
-
-    Raises:
-        CompressionError: neither.
-
-    >>> checked_exits([0.1, 0.4])
-    (0.1, 0.4)
-    """
-    if isinstance(exits, str):
-        raise CompressionError(f"exits={exits!r} is one name; write exits=({exits!r},).")
-    found = tuple(exits)
-    numbers = [one for one in found if isinstance(one, int | float) and not isinstance(one, bool)]
-    names = [one for one in found if isinstance(one, str)]
-    rising = all(0 < one < 1 for one in numbers) and sorted({*numbers}) == numbers
-    if not found or len(found) not in (len(numbers), len(names)) or not rising or len({*names}) != len(names):
-        raise CompressionError(
-            f"exits={found!r}: names of modules, or rising shares of the multiply-accumulates in (0, 1)."
-        )
-    return found
-
-
-def check_weights(weights: Weights) -> None:
-    """Refuse anything that is no :data:`Weights`, negative numbers included.
-
-    >>> check_weights("fixed")
-    Traceback (most recent call last):
-    lightning_compress.errors.CompressionError: weights='fixed': numbers, "learned", {"start": ..., "end": ...} or ...
-    """
-    if callable(weights) or weights == "learned":
-        return
-    known = isinstance(weights, int | float | Mapping) or (
-        isinstance(weights, Sequence) and not isinstance(weights, str)
-    )
-    if known and isinstance(weights, Mapping):
-        known = set(weights) == {"start", "end"}
-    if not known:
-        raise CompressionError(
-            f'weights={weights!r}: numbers, "learned", {{"start": ..., "end": ...}} or a function of the progress.'
-        )
-    lists = list(weights.values()) if isinstance(weights, Mapping) else [weights]
-    numbers = [number for one in lists for number in (one if isinstance(one, Sequence) else [one])]
-    if not all(isinstance(number, int | float) and number >= 0 for number in numbers):
-        raise CompressionError(f"weights={weights!r}: none may be negative.")
-
-
-def weights_at(weights: Weights, progress: float, exits: int) -> list[float]:
-    """The weight of each exit's loss at a moment of the fit.
-
-    Raises:
-        CompressionError: not as many as there are exits.
-
-    >>> weights_at({"start": [0.0, 0.0], "end": [1.0, 0.5]}, 0.5, 2)
-    [0.5, 0.25]
-    """
-    if isinstance(weights, Mapping):
-        ends = [weights_at(weights[key], progress, exits) for key in ("start", "end")]
-        return [a + progress * (b - a) for a, b in zip(*ends, strict=True)]
-    found = weights(progress) if callable(weights) else weights
-    numbers = [float(found)] * exits if isinstance(found, int | float) else [float(one) for one in found]
-    if len(numbers) != exits:
-        raise CompressionError(f"{len(numbers)} weights for {exits} exits: give one for each, or one number for all.")
-    return numbers
 
 
 def exit_loss(
@@ -217,7 +150,9 @@ class ExitTraining:
     def _note(self, exit_: int, output: Any) -> None:
         if self.active:
             features = first_tensor(output)
-            logits = self.bank.logits(exit_, features.detach() if self._detached else features)
+            # a copy, for an in-place activation behind the exit would change what the head's backward reads
+            features = features.detach().clone() if self._detached else features.clone()
+            logits = self.bank.logits(exit_, features)
             self._answers.setdefault(exit_, []).append(logits)
 
     def _note_final(self, _: int, output: Any) -> None:

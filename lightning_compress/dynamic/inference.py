@@ -11,11 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.dynamic.placement import head_macs, prove_exits
-from lightning_compress.dynamic.routing import Decide, Route, find_bank, hooked, owner_of_bank, points_of, run_route
+from lightning_compress.dynamic.placement import head_macs, prove_exits, rows_of
+from lightning_compress.dynamic.routing import (
+    Decide,
+    Route,
+    find_bank,
+    hooked,
+    logits_of,
+    owner_of_bank,
+    points_of,
+    run_route,
+)
 from lightning_compress.errors import CompressionError
 from lightning_compress.registry import resolve
 from lightning_compress.surgery import TracingInput, evaluation_mode
+from lightning_compress.values import is_number
 
 CONFIDENCES = "lightning_compress.dynamic.confidences"
 Confidence = Callable[[Tensor, Tensor], Tensor]
@@ -45,8 +55,8 @@ class Predictions:
 
     @property
     def relative_macs(self) -> float:
-        """Share of the plain network's multiply-accumulates."""
-        return self.macs / self.full_macs
+        """Share of the plain network's multiply-accumulates; NaN of an empty batch."""
+        return self.macs / self.full_macs if self.full_macs else float("nan")
 
 
 class ExitInference:
@@ -77,9 +87,9 @@ class ExitInference:
     ) -> None:
         self.bank, self.network = find_bank(module), owner_of_bank(module)
         self.confidence: Confidence = resolve(confidence or self.bank.confidence, CONFIDENCES)
-        given = self.bank.thresholds if thresholds is None else torch.as_tensor(thresholds, dtype=torch.float32)
-        if given.shape != (len(self.bank.points),):
-            raise CompressionError(f"{tuple(given.shape)} thresholds for {len(self.bank.points)} exits.")
+        given = self.bank.thresholds if thresholds is None else _numbers(thresholds)
+        if given.shape != (len(self.bank.points),) or bool(given.isnan().any()):
+            raise CompressionError(f"thresholds={thresholds!r}: a number for each of {len(self.bank.points)} exits.")
         self.thresholds: list[float] = given.tolist()
         self._needs_history = self.confidence.__name__ == "patience" or not _is_ours(self.confidence)
         self._unproved = check
@@ -125,6 +135,8 @@ class ExitInference:
         """
         if (macs is None) == (seconds is None):
             raise CompressionError("anytime needs a limit: macs= or seconds=, one of them.")
+        if not all(one is None or (is_number(one) and one >= 0) for one in (macs, seconds)):
+            raise CompressionError(f"anytime(macs={macs!r}, seconds={seconds!r}): a number of 0 or more.")
         decide = self._by_thresholds() if early else _nobody
         if macs is not None:
             within = [number for number, cost in enumerate(self.bank.costs.tolist()) if cost <= macs]
@@ -162,11 +174,13 @@ class ExitInference:
             CompressionError: a budget below the cost of the first exit.
         """
         costs = self.bank.costs.tolist()
-        number = next(len(one) for one in [*args, *kwargs.values()] if isinstance(one, Tensor))
+        if not is_number(macs) or macs != macs:
+            raise CompressionError(f"budgeted(macs={macs!r}): a number of multiply-accumulates.")
+        number = rows_of(TracingInput("", args, kwargs))
         quotas = _quotas(costs, macs, number, self._shares(shares))
 
         def decide(exit_: int, logits: Tensor, rows: Tensor) -> Tensor | bool:
-            scores = self.confidence(logits, history(exit_, logits, rows))
+            scores = scores_of(self.confidence, logits, history(exit_, logits, rows))
             leaves = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
             leaves[scores.topk(min(quotas[exit_], len(rows))).indices] = True
             return leaves
@@ -177,15 +191,19 @@ class ExitInference:
     def plain(self, *args: Any, **kwargs: Any) -> Predictions:
         """Answers of the whole network: nobody leaves, and no head is asked."""
         with torch.inference_mode(), evaluation_mode(self.network):
-            logits = self.network(*args, **kwargs)
+            logits = logits_of(self.network(*args, **kwargs))
         cost = self.plain_cost * len(logits)
-        return Predictions(logits, torch.full((len(logits),), len(self.bank.points)), cost, cost)
+        exits = torch.full((len(logits),), len(self.bank.points), device=logits.device)
+        return Predictions(logits, exits, cost, cost)
 
     def _run(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], decide: Decide, stop: int | None = None, all_: bool = True
     ) -> Predictions:
+        call = TracingInput("", args, kwargs)
+        if not rows_of(call):
+            return self.plain(*args, **kwargs)
         if self._unproved:
-            prove_exits(self.network, self.bank, TracingInput("", args, kwargs))
+            prove_exits(self.network, self.bank, call)
             self._unproved = False
         route = Route(self.bank, decide, stop)
         with ExitStack() as stack:
@@ -216,7 +234,7 @@ class ExitInference:
             earlier = history(exit_, logits, rows) if self._needs_history else rows.new_empty(len(rows), 0)
             if threshold == float("inf"):
                 return False if len(rows) == 1 else torch.zeros_like(rows, dtype=torch.bool)
-            scores = self.confidence(logits, earlier)
+            scores = scores_of(self.confidence, logits, earlier)
             return float(scores[0]) >= threshold if len(rows) == 1 else scores >= threshold
 
         return decide
@@ -247,6 +265,28 @@ class _History:
         grown[rows, exit_] = logits.argmax(dim=1)
         self._classes = grown
         return grown[rows, :exit_]
+
+
+def scores_of(confidence: Confidence, logits: Tensor, earlier: Tensor) -> Tensor:
+    """What a confidence says of each row.
+
+    Raises:
+        CompressionError: not one number for each.
+    """
+    scores = confidence(logits, earlier)
+    if not isinstance(scores, Tensor) or scores.shape != logits.shape[:1]:
+        shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise CompressionError(
+            f"The confidence gives {shape} for logits {tuple(logits.shape)}: one score for each row."
+        )
+    return scores
+
+
+def _numbers(thresholds: Any) -> Tensor:
+    try:
+        return torch.as_tensor(thresholds, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CompressionError(f"thresholds={thresholds!r} are no numbers.") from error
 
 
 def _nobody(exit_: int, logits: Tensor, rows: Tensor) -> Tensor | bool:

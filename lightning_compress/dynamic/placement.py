@@ -23,8 +23,12 @@ from lightning_compress.dynamic.routing import (
 from lightning_compress.errors import CompressionError
 from lightning_compress.measure.macs import PRODUCTS
 from lightning_compress.plan import BANK, AttachExits, ExitBank, Record, pool_features
+from lightning_compress.plan.exits import MAX_POOL
 from lightning_compress.random_states import isolated_random_states
 from lightning_compress.surgery import TracingInput, evaluation_mode, private_copy
+from lightning_compress.surgery.targets import refuse_text
+from lightning_compress.surgery.tracing import float32
+from lightning_compress.values import is_number, is_whole
 
 ROWS = 4
 """Rows of the batch on which exits are tried out."""
@@ -61,7 +65,7 @@ def find_points(network: nn.Module, tracing: TracingInput) -> tuple[list[Point],
     ([('0', 12.0), ('1', 12.0), ('2', 18.0)], 18.0)
     """
     duplicate, tracing = private_copy(network), _few_rows(tracing)
-    number = _rows(tracing)
+    number = rows_of(tracing)
     found: list[Point] = []
     runs: dict[str, int] = {}
     flops = FlopCounterMode(display=False, custom_mapping=PRODUCTS)
@@ -104,11 +108,11 @@ def place_exits(network: nn.Module, tracing: TracingInput, shares: Sequence[floa
     ['1']
     """
     shares = list(shares)
-    if not shares or not all(0 < share < 1 for share in shares) or sorted({*shares}) != shares:
+    if not shares or not all(is_number(share) and 0 < share < 1 for share in shares) or sorted({*shares}) != shares:
         raise CompressionError(f"shares={shares} of the multiply-accumulates: rising, each in (0, 1).")
     points, total = find_points(network, tracing)
     points = [point for point in points if 0 < point.macs < total]
-    duplicate, few = private_copy(network), _few_rows(tracing)
+    duplicate, few = private_copy(network).float(), _few_rows(tracing).map(float32)
     sound: dict[str, bool] = {}
     chosen: list[Point] = []
     for share in shares:
@@ -153,8 +157,10 @@ def attach_exits(
         confidence: what the thresholds will be meant for.
 
     Raises:
-        CompressionError: no such module; rows cannot leave there.
+        CompressionError: no such module; rows cannot leave there; heads that cannot be built.
     """
+    check_head(pool, hidden)
+    refuse_text(points, "exits")
     few = _few_rows(tracing)
     known, total = find_points(network, tracing)
     by_name = {point.name: point for point in known}
@@ -170,13 +176,14 @@ def attach_exits(
     duplicate = private_copy(network)
     with torch.no_grad(), isolated_random_states(), evaluation_mode(duplicate):
         classes = classes or logits_of(few.run(duplicate)).shape[1]
-    anchor = next(network.parameters())
+    anchor = next(one for one in network.parameters() if one.is_floating_point())
     heads = [head(point.shape, classes, pool, hidden) for point in ordered]
     bank = ExitBank([point.name for point in ordered], [pool] * len(ordered), confidence, heads)
     spent = torch.tensor([head_macs(one) for one in heads], dtype=torch.float64).cumsum(0)
     bank.costs[:-1] = torch.tensor([point.macs for point in ordered], dtype=torch.float64) + spent
     bank.costs[-1] = total + spent[-1]
     bank = bank.to(device=anchor.device)
+    bank.heads.to(dtype=anchor.dtype)  # the costs stay exact
     prove_exits(network, bank, few)
     return bank
 
@@ -187,7 +194,7 @@ def prove_exits(network: nn.Module, bank: ExitBank, tracing: TracingInput) -> No
     """
     duplicate, heads = private_copy(network).float(), private_copy(bank).float()
     assert isinstance(heads, ExitBank)
-    few = _few_rows(tracing)
+    few = _few_rows(tracing).map(float32)
     with torch.no_grad(), isolated_random_states(), evaluation_mode(duplicate), evaluation_mode(heads):
         check_compaction(duplicate, heads, few.args, few.kwargs)
 
@@ -219,6 +226,17 @@ def head(shape: Sequence[int], classes: int, pool: int, hidden: int = 0) -> nn.M
     if not hidden:
         return nn.Linear(width, classes)
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+
+
+def check_head(pool: Any, hidden: Any) -> None:
+    """Refuse heads that cannot be built.
+
+    Raises:
+        CompressionError: no whole numbers, or out of range.
+    """
+    for value, what, low, high in ((pool, "pool", 1, MAX_POOL), (hidden, "hidden", 0, 2**20)):
+        if not is_whole(value) or not low <= value <= high:
+            raise CompressionError(f"{what}={value!r} is no whole number in [{low}, {high}].")
 
 
 def head_macs(module: nn.Module) -> int:
@@ -274,7 +292,12 @@ def _is_sound(duplicate: nn.Module, point: Point, few: TracingInput) -> bool:
     return True
 
 
-def _rows(tracing: TracingInput) -> int:
+def rows_of(tracing: TracingInput) -> int:
+    """Samples in the batch of a call.
+
+    Raises:
+        CompressionError: there is no batch.
+    """
     tensor = next((one for one in [*tracing.args, *tracing.kwargs.values()] if isinstance(one, Tensor)), None)
     if tensor is None or not tensor.dim():
         raise CompressionError("Early exits need a network that is called with a batch of samples.")
@@ -283,7 +306,9 @@ def _rows(tracing: TracingInput) -> int:
 
 def _few_rows(tracing: TracingInput) -> TracingInput:
     """The call with a batch of a few rows; fewer are repeated."""
-    number = _rows(tracing)
+    number = rows_of(tracing)
+    if not number:
+        raise CompressionError("Exits are tried out on a batch of samples; this one is empty.")
 
     def few(tensor: Tensor) -> Tensor:
         if not tensor.dim() or len(tensor) != number:

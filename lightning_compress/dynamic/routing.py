@@ -160,14 +160,15 @@ def check_compaction(
         CompressionError: rows interact, or something beside the exit carries the batch on; with the exit's name.
     """
     whole = all_exits(network, bank, args, kwargs)
-    patterns: list[tuple[str, Decide]] = [("all of them", lambda exit_, _, rows: rows == exit_)]
+    patterns: list[tuple[str, Decide]] = []
     for exit_, point in enumerate(bank.points):
-        patterns += [(point, partial(_leave, exit_, odd)) for odd in (True, False)]
-    for point, decide in patterns:
+        patterns += [(repr(point), partial(_leave, exit_, odd)) for odd in (True, False)]
+    patterns.append(("all exits", lambda exit_, _, rows: rows == exit_))
+    for where, decide in patterns:
         reason = _difference(network, bank, whole, decide, args, kwargs, tolerance)
         if reason:
             raise CompressionError(
-                f"With rows leaving at {point!r} {reason}: rows of a batch interact behind it, or something passes it "
+                f"With rows leaving at {where} {reason}: rows of a batch interact behind it, or something passes it "
                 "by, such as a skip connection. Put the exit where everything goes through, behind a whole block."
             )
 

@@ -16,7 +16,9 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.plan import KeepIndices, Record, named_tensors
 from lightning_compress.plan.edits import first_names
 from lightning_compress.surgery import Groups, TracingInput, find_groups, merge, private_copy, recalibrate_batchnorm_
+from lightning_compress.surgery.targets import refuse_text
 from lightning_compress.surgery.tracing import call_with_batch
+from lightning_compress.values import is_number
 
 _SLIMMABLE: weakref.WeakKeyDictionary[nn.Module, Slimmable] = weakref.WeakKeyDictionary()
 Statistics = dict[str, dict[str, Tensor]]
@@ -63,9 +65,9 @@ class Slimmable:
         Raises:
             CompressionError: not one of them.
         """
-        found = next((one for one in self.widths if abs(one - width) < 1e-9), None)
+        found = next((one for one in self.widths if is_number(width) and abs(one - width) < 1e-9), None)
         if found is None:
-            raise CompressionError(f"width={width} is none of {', '.join(map(str, self.widths))}.")
+            raise CompressionError(f"width={width!r} is none of {', '.join(map(str, self.widths))}.")
         return found
 
     @contextmanager
@@ -191,6 +193,7 @@ def make_slimmable(
     Raises:
         CompressionError: see :class:`Slimmable`.
     """
+    refuse_text(exclude, "exclude")
     recurrent = [name for name, part in module.named_modules() if isinstance(part, nn.RNNBase)]  # flat weights
     groups = find_groups(module, tracing, exclude=[*exclude, *recurrent], approximate=True)
     slim = Slimmable(module, groups, widths)
@@ -266,10 +269,10 @@ def checked_widths(widths: Sequence[float]) -> tuple[float, ...]:
     >>> checked_widths([0.5, 0.25])
     (0.25, 0.5, 1.0)
     """
-    found = sorted({float(width) for width in widths} | {1.0})
-    if not all(0 < width <= 1 for width in found):
-        raise CompressionError(f"widths={list(widths)}: each in (0, 1].")
-    return tuple(found)
+    given = list(widths) if isinstance(widths, Iterable) else []
+    if not given or not all(is_number(width) and 0 < width <= 1 for width in given):
+        raise CompressionError(f"widths={widths!r}: a list of numbers, each in (0, 1].")
+    return tuple(sorted({float(width) for width in given} | {1.0}))
 
 
 class _Swap:

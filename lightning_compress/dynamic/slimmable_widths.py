@@ -15,13 +15,16 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from lightning_compress.dynamic.early_exit import EarlyExits
+from lightning_compress.dynamic.exit_arguments import check_numbers
 from lightning_compress.dynamic.routing import logits_of
 from lightning_compress.dynamic.slimmable import Slimmable, checked_widths, make_slimmable, remember_slimmable
-from lightning_compress.errors import CompressionError
+from lightning_compress.errors import CompressionError, did_you_mean
 from lightning_compress.plan import CHECKPOINT_KEY
 from lightning_compress.surgery import TracingInput
+from lightning_compress.surgery.targets import refuse_text
 from lightning_compress.training import CompressionCallback, private
 from lightning_compress.training.batches import labels_in
+from lightning_compress.values import is_whole
 
 STATE_KEY = "widths"
 STATISTICS = ("separate", "recalibrated")
@@ -77,16 +80,16 @@ class SlimmableWidths(CompressionCallback):
         self.widths = checked_widths(widths)
         if len(self.widths) < 2:
             raise CompressionError("SlimmableWidths(widths=...) needs a width below 1.")
-        if not 0 <= distillation <= 1 or temperature <= 0 or weight < 0:
-            raise CompressionError(
-                f"SlimmableWidths(distillation={distillation}, temperature={temperature}, weight={weight}): in [0, 1], "
-                "above 0, and not below 0."
-            )
-        if statistics not in STATISTICS or calibration_batches < 1 or (sampled is not None and sampled < 0):
-            raise CompressionError(
-                f"SlimmableWidths(statistics={statistics!r}, calibration_batches={calibration_batches}, "
-                f"sampled={sampled}): one of {STATISTICS}, at least 1, and None or not below 0."
-            )
+        check_numbers(distillation=(distillation, 0, 1), temperature=(temperature, 1e-3, 1e6), weight=(weight, 0, 1e6))
+        if statistics not in STATISTICS:
+            raise CompressionError(f"statistics={statistics!r}. {did_you_mean(str(statistics), STATISTICS)}")
+        if not is_whole(calibration_batches) or calibration_batches < 1:
+            raise CompressionError(f"calibration_batches={calibration_batches!r}: a whole number from 1.")
+        if sampled is not None and not (is_whole(sampled) and sampled >= 0):
+            raise CompressionError(f"sampled={sampled!r}: a whole number from 0, or None.")
+        refuse_text(exclude, "exclude")
+        if labels is not None and not callable(labels):
+            raise CompressionError(f"labels={labels!r}: a function from the batch to its labels.")
         self._sampled, self._distillation, self._temperature, self._weight = sampled, distillation, temperature, weight
         self.statistics, self._calibration_batches = statistics, calibration_batches
         self._exclude, self._labels = tuple(exclude), labels or labels_in
@@ -141,6 +144,10 @@ class SlimmableWidths(CompressionCallback):
             raise CompressionError(
                 f"{type(callback).__name__} takes out neurons that the widths are made of. Cut first, and fit "
                 f"{self.state_key} afterwards, in a Trainer of its own."
+            )
+        if isinstance(callback, SlimmableWidths) and callback is not self:
+            raise CompressionError(
+                f"{self.state_key} and {callback.state_key} are two; give all widths to one of them."
             )
         if isinstance(callback, EarlyExits):
             raise CompressionError(
@@ -240,6 +247,8 @@ class SlimmableWidths(CompressionCallback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Estimate the statistics, where that was asked for; let the widths be found."""
         super().on_fit_end(trainer, pl_module)
+        if self._slim is None:
+            raise CompressionError(f"{self.state_key}: there was nothing to train the widths on.")
         slim = self._running
         if self.statistics == "recalibrated":
             slim.recalibrate(self._some_batches(trainer), self._run_network)

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from lightning_compress.dynamic.depth import SkippableForward, remember_blocks, skippable, survival
 from lightning_compress.errors import CompressionError
 from lightning_compress.surgery.blocks import find_blocks
+from lightning_compress.surgery.targets import refuse_text
 from lightning_compress.training import CompressionCallback
+from lightning_compress.values import is_number
 
 
 class StochasticDepth(CompressionCallback):
@@ -50,13 +52,12 @@ class StochasticDepth(CompressionCallback):
         name: str | None = None,
     ) -> None:
         super().__init__(name)
-        if not 0 <= drop < 1:
-            raise CompressionError(f"StochasticDepth(drop={drop}) is not in [0, 1).")
+        if not is_number(drop) or not 0 <= drop < 1:
+            raise CompressionError(f"StochasticDepth(drop={drop!r}) is not in [0, 1).")
         if mode not in ("row", "batch"):
             raise CompressionError(f'StochasticDepth(mode={mode!r}): "row" or "batch".')
-        if isinstance(blocks, str):
-            raise CompressionError(f"blocks={blocks!r} is one name; write blocks=({blocks!r},).")
-        self.drop, self.linear, self.mode, self.blocks = drop, linear, mode, tuple(blocks)
+        refuse_text(blocks, "blocks")
+        self.drop, self.linear, self.mode, self.blocks = drop, linear, mode, tuple(dict.fromkeys(blocks or ()))
         self._forwards: list[SkippableForward] = []
 
     def __getstate__(self) -> dict[str, Any]:

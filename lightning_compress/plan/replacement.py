@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +27,18 @@ HOOKS = (
 """Where a module keeps who looks on as it is called."""
 
 
+Setting: TypeAlias = tuple[nn.Module, str, Any]
+"""A module, the name of an attribute, and its value."""
+
+
 @dataclass(frozen=True)
 class ReplaceModule:
     """The module at ``module`` replaced by what ``spec`` describes, with zero weights (norms at their identity).
 
     Whoever decides the edit fills the weights in; a file brings its own. The original is kept by the inverse, outside
     the tree. A module that stands in several places is replaced in all of them. Hooks on it go over to the new one.
+    An ``nn.TransformerEncoderLayer`` whose ``linear1`` or ``linear2`` has no weight any more goes its ordinary way in
+    evaluation: the fused operation would read that weight.
 
     Attributes:
         module: dotted name.
@@ -82,7 +89,10 @@ class ReplaceModule:
         anchor = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
         replacement = build_module(self.spec, device=anchor.device, dtype=anchor.dtype)
         _put(module, original, replacement)
-        return RestoreModule(self, original)
+        settings = () if hasattr(replacement, "weight") else tuple(_fused(module, replacement))
+        for owner, name, _ in settings:
+            setattr(owner, name, 0)
+        return RestoreModule(self, original, settings)
 
     def carry(self, name: str, tensor: Tensor) -> Tensor:
         """Nothing carries over: the tensors below the replaced module are new."""
@@ -95,6 +105,7 @@ class RestoreModule:
 
     of: ReplaceModule
     original: nn.Module | None
+    settings: tuple[Setting, ...] = ()
 
     @property
     def label(self) -> str:
@@ -123,11 +134,24 @@ class RestoreModule:
         if anchor is not None:
             self.original.to(anchor.device)
         _put(module, replaced, self.original)
+        for owner, name, value in self.settings:
+            setattr(owner, name, value)
         return self.of
 
     def carry(self, name: str, tensor: Tensor) -> Tensor:
         """Nothing carries over."""
         return tensor
+
+
+def _fused(root: nn.Module, child: nn.Module) -> Iterator[Setting]:
+    """What lets the encoder layers around ``child``, and the encoders around those, use the fused operation."""
+    layers = [part for part in root.modules() if isinstance(part, nn.TransformerEncoderLayer)]
+    layers = [layer for layer in layers if layer.linear1 is child or layer.linear2 is child]
+    for layer in layers:
+        yield layer, "activation_relu_or_gelu", layer.activation_relu_or_gelu
+    for part in root.modules():
+        if isinstance(part, nn.TransformerEncoder) and any(layer in layers for layer in part.layers):
+            yield part, "use_nested_tensor", part.use_nested_tensor
 
 
 def _put(root: nn.Module, old: nn.Module, new: nn.Module) -> None:

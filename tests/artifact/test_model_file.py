@@ -237,3 +237,11 @@ def test_the_file_is_read_without_lightning(tmp_path):
         f"load_compressed({str(tmp_path / 'm.lcz')!r}, into=nn.Linear(9, 9)); print('lightning' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("action", ["save", "load"])
+def test_memory_above_the_module_is_at_most_125_percent_of_the_largest_tensor(action):
+    benchmark = Path(__file__).parents[1] / "benchmarks" / "model_file.py"
+    done = subprocess.run([sys.executable, benchmark, "memory", action], check=True, capture_output=True, text=True)
+    assert 0 < float(done.stdout.split()[1]) <= 1.25
