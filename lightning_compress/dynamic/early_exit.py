@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,14 +21,13 @@ from lightning_compress.dynamic.exit_arguments import (
     checked_exits,
     weights_at,
 )
-from lightning_compress.dynamic.exit_files import STATE_KEY, bank_from_state, state_of_bank
 from lightning_compress.dynamic.exit_training import ExitTraining, Loss
+from lightning_compress.dynamic.head_keeper import HeadKeeper
 from lightning_compress.dynamic.inference import CONFIDENCES
 from lightning_compress.dynamic.placement import attach_exits, check_head, hang_on, place_exits
-from lightning_compress.dynamic.routed_test import RoutedTest
 from lightning_compress.dynamic.validation_data import validation_batches
 from lightning_compress.errors import CompressionError
-from lightning_compress.plan import BANK, CHECKPOINT_KEY, ExitBank
+from lightning_compress.plan import BANK, ExitBank
 from lightning_compress.random_states import isolated_random_states
 from lightning_compress.registry import resolve
 from lightning_compress.surgery import TracingInput
@@ -39,7 +36,7 @@ from lightning_compress.training.batches import labels_in
 from lightning_compress.training.horizon import length_of_fit
 
 
-class EarlyExits(RoutedTest):
+class EarlyExits(HeadKeeper):
     """Trains exit heads beside a LightningModule's own step, calibrates them, and makes them a part of the network.
 
     The module is not edited: hooks at the exits note features during its own forward, and the exits' losses are added
@@ -117,67 +114,10 @@ class EarlyExits(RoutedTest):
         self._loss, self._labels = loss or cross_entropy, labels or labels_in
         self._learning_rate, self._calibrate = learning_rate, checked_calibration(calibrate)
         self.calibration: Calibration | None = None
-        self._training: ExitTraining | None = None
-        self._fitted: weakref.ref[L.LightningModule] | None = None
-        self.start_over()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy or a pickle takes no part in the running fit."""
-        return {**super().__getstate__(), "_training": None, "_fitted": None}
-
-    def start_over(self) -> None:
-        """Forget the heads: for the first fit, and for a fit of another module."""
-        self._pending: dict[str, Any] | None = None
-        self._optimizer_state: dict[str, Any] = {}
-        self._horizon: float | None = None
-        self._place = ""
-        self._now: Tensor | None = None
         self._accuracy = ExitAccuracy()
-
-    # -- state --------------------------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """The heads, their moments and the horizon."""
-        training = self._training
-        moments = self._optimizer_state if training is None else training.state_dict()
-        return {"horizon": self._horizon, "heads": self._heads(), "optimizer": moments}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Kept until the network is known."""
-        self._horizon, self._pending = state_dict["horizon"], state_dict["heads"]
-        self._optimizer_state = state_dict["optimizer"]
-
-    def amend_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the heads into the file, beside the Plan: a file of weights alone has them too."""
-        place = checkpoint.setdefault(CHECKPOINT_KEY, {}).setdefault(STATE_KEY, {})
-        place[self.state_key] = self._heads()
-
-    def get_compression_state(self) -> dict[str, Any]:
-        """The heads, which a rollback takes back too."""
-        return {} if self._training is None else {"heads": copy.deepcopy(self._training.bank.state_dict())}
-
-    def set_compression_state(self, state: dict[str, Any]) -> None:
-        """Go back."""
-        if self._training is not None and state:
-            self._training.bank.load_state_dict(state["heads"])
-
-    def _heads(self) -> dict[str, Any] | None:
-        """The edit and the tensors of the heads while they are outside of the module; None once they are in it."""
-        training = self._training
-        if training is None:
-            return self._pending
-        if getattr(training.network, BANK, None) is training.bank:
-            return None
-        return state_of_bank(self._place, training.bank)
+        self._now: Tensor | None = None
 
     # -- hooks --------------------------------------------------------------------------------------------------------
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Forget the heads of another module."""
-        super().setup(trainer, pl_module, stage)
-        if self._fitted is not None and self._fitted() is not pl_module:
-            self.start_over()
-        self._fitted = weakref.ref(pl_module)
 
     def _refuse_callback(self, callback: Callback) -> None:
         super()._refuse_callback(callback)
@@ -196,13 +136,12 @@ class EarlyExits(RoutedTest):
             raise CompressionError(f"{self.state_key}(calibrate=...) needs validation data and a validation_step.")
         if self._horizon is None and (callable(self.weights) or isinstance(self.weights, Mapping)):
             self._horizon = length_of_fit(trainer, self.state_key)
-        tracing = self.session.tracing
-        self._place = tracing.module
+        self._place = self.session.tracing.module
         network = pl_module.get_submodule(self._place)
         learned = isinstance(self.weights, str)
         self._training = ExitTraining(
             network,
-            self._find_bank(network, tracing),
+            self._known_bank(network) or self._fresh_bank(network),
             learning_rate=self._learning_rate,
             learned=learned,
             detached=self.frozen,
@@ -213,14 +152,9 @@ class EarlyExits(RoutedTest):
         self._training.attach(trainer.optimizers, None if scaler is None else scaler.get_scale)
         self._training.load_state_dict(self._optimizer_state)
 
-    def _find_bank(self, network: nn.Module, tracing: TracingInput) -> ExitBank:
-        """The heads that the network has, or those of the file that is resumed, or fresh ones, alike everywhere."""
-        there = getattr(network, BANK, None)
-        if isinstance(there, ExitBank):
-            return there
-        device = next(network.parameters()).device
-        if self._pending is not None:
-            return bank_from_state(self._pending).to(device)
+    def _fresh_bank(self, network: nn.Module) -> ExitBank:
+        """New heads, alike in all processes."""
+        tracing = self.session.tracing
         call = TracingInput("", tracing.args, tracing.kwargs)
         with isolated_random_states():
             names = self._names(network, call)
@@ -370,21 +304,7 @@ class EarlyExits(RoutedTest):
         )
         self.session.write("finish", f"{self.state_key}: {text}, on the calibration data", callback=self.state_key)
 
-    def release(self) -> None:
-        """Take hooks off; the heads are kept for a fit to go on."""
-        if self._training is not None:
-            state = self.state_dict()
-            self._pending, self._optimizer_state = state["heads"], state["optimizer"]
-            self._training.detach()
-        self._training = None
-        super().release()
-
     # -- small ones ---------------------------------------------------------------------------------------------------
-
-    @property
-    def _running(self) -> ExitTraining:
-        assert self._training is not None
-        return self._training
 
     def _labels_of(self, batch: Any) -> Tensor:
         batch = getattr(batch, "batch", batch) if isinstance(batch, tuple) else batch

@@ -27,7 +27,7 @@ def checked_exits(exits: Sequence[float | str]) -> tuple[float | str, ...]:
     (0.1, 0.4)
     """
     if isinstance(exits, str) or is_number(exits):
-        raise CompressionError(f"exits={exits!r} is one exit; write exits=({exits!r},).")
+        raise CompressionError(f"exits={exits!r} is one of them; write exits=({exits!r},).")
     found = tuple(exits) if isinstance(exits, Iterable) else ()
     numbers = [one for one in found if is_number(one)]
     names = [one for one in found if isinstance(one, str) and one]

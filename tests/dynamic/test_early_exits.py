@@ -233,7 +233,7 @@ def test_weight_pruning_keeps_its_zeros_beside_exits():
         ({"exits": ()}, "names of modules"),
         ({"exits": (0.5, 0.2)}, "rising"),
         ({"exits": ("a", 0.2)}, "names of modules"),
-        ({"exits": "stages.0"}, "one name"),
+        ({"exits": "stages.0"}, "one of them"),
         ({"confidence": "margn"}, "margin"),
         ({"weights": -1.0}, "negative"),
         ({"weights": "fixed"}, "learned"),
