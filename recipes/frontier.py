@@ -164,7 +164,7 @@ def main(kind: str, name: str, splits: int) -> None:
     """All arms on all splits; table and plot."""
     arms = {DENSE: lambda split: run(kind, name, split)}
     for neurons, weights in CUTS[name]:
-        text = f"pruned {neurons:.0%} neurons {weights:.0%} weights".replace("%", "")
+        text = f"pruned {100 * neurons:g} neurons {100 * weights:g} weights"
         arms[text] = lambda split, cuts=(neurons, weights): run(kind, name, split, cuts=cuts)
     for widths in WIDTHS[name]:
         arms["small " + "-".join(map(str, widths))] = lambda split, widths=widths: run(kind, name, split, widths=widths)
