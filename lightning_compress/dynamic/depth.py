@@ -14,6 +14,7 @@ from lightning_compress.errors import CompressionError
 from lightning_compress.plan import Record, ReplaceModule
 from lightning_compress.surgery import TracingInput, private_copy
 from lightning_compress.surgery.blocks import find_blocks
+from lightning_compress.values import is_whole
 
 _BLOCKS: weakref.WeakKeyDictionary[nn.Module, list[str]] = weakref.WeakKeyDictionary()
 Skip = Callable[[nn.Module, Tensor], "bool | Tensor"]
@@ -180,6 +181,8 @@ def prune_depth_(module: nn.Module, depth: int | Sequence[str], *, blocks: Seque
 def _chosen(blocks: Sequence[str], depth: int | Sequence[str] | None) -> list[str]:
     if depth is None:
         return list(blocks)
+    if isinstance(depth, str) or not (is_whole(depth) or isinstance(depth, Sequence)):
+        raise CompressionError(f"depth={depth!r}: how many blocks, or a list of their names.")
     if isinstance(depth, int):
         return kept_blocks(blocks, depth)
     unknown = [name for name in depth if name not in blocks]

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_compress.errors import CompressionError
 from lightning_compress.plan import KeepIndices, Record, named_tensors
 from lightning_compress.plan.edits import first_names
+from lightning_compress.plan.fewer_heads import settle_
 from lightning_compress.surgery import Groups, TracingInput, find_groups, merge, private_copy, recalibrate_batchnorm_
 from lightning_compress.surgery.targets import refuse_text
 from lightning_compress.surgery.tracing import call_with_batch
@@ -43,6 +44,7 @@ class Slimmable:
     def __init__(self, module: nn.Module, groups: Groups, widths: Sequence[float]) -> None:
         self._module = weakref.ref(module)
         self.widths = checked_widths(widths)
+        self._now = 1.0
         if not len(groups):
             reasons = "; ".join(f"{name!r}: {why}" for name, why in list(groups.skipped.items())[:3])
             raise CompressionError(f"No units of this network can be left out: {reasons or 'it has no layers'}.")
@@ -82,15 +84,17 @@ class Slimmable:
             seen: values that stand for parameters of these names, such as rounded weights; parts of them are used.
         """
         width = self.check(width)
-        if width == 1:
+        if width in (1, self._now):  # a part of the network that is called inside computes at this width already
             yield
             return
         swap = _Swap(self.module, self.edits[width], self.statistics[width], seen or {})
+        former, self._now = self._now, width
         try:
             swap.make()
             yield
         finally:
             swap.undo()
+            self._now = former
 
     @property
     def touched(self) -> frozenset[str]:
@@ -283,6 +287,7 @@ class _Swap:
     ) -> None:
         self._module, self._edit, self._statistics, self._seen = module, edit, statistics, seen
         self._slots: list[tuple[dict[str, Any], str, Any]] = []
+        self._changed: list[nn.Module] = []
 
     def make(self) -> None:
         """Put the parts in."""
@@ -302,12 +307,20 @@ class _Swap:
                 self._put(modules[norm]._buffers, key, value)
         for change in self._edit.attributes:
             self._put(modules[change.module].__dict__, change.name, change.after)
+        self._changed = [modules[name] for name in dict.fromkeys(change.module for change in self._edit.attributes)]
+        self._settle()
 
     def undo(self) -> None:
         """Put everything back."""
         for slots, key, value in reversed(self._slots):
             slots[key] = value
         self._slots = []
+        self._settle()
+
+    def _settle(self) -> None:
+        """An attention computes as its present number of heads asks for."""
+        for module in self._changed:
+            settle_(module)
 
     def _put(self, slots: dict[str, Any], key: str, value: Any) -> None:
         self._slots.append((slots, key, slots[key]))

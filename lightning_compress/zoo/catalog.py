@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from lightning_compress.errors import CompressionError, did_you_mean
+from lightning_compress.values import is_whole
 from lightning_compress.zoo.lenet import LeNet5, LeNet300
 from lightning_compress.zoo.mobilenet_v1 import mobilenet_v1
 from lightning_compress.zoo.mobilenet_v2 import mobilenet_v2
@@ -77,7 +78,10 @@ def build(name: str, **options: Any) -> nn.Module:
     """
     if name not in NETWORKS:
         raise CompressionError(f"The zoo has no network {name!r}. {did_you_mean(str(name), NETWORKS)}")
+    for option in ("num_classes", "in_channels", "image_size"):
+        if not is_whole(options.get(option, 1)) or options.get(option, 1) < 1:
+            raise CompressionError(f"{name} cannot be built with {option}={options[option]!r}: a whole number from 1.")
     try:
         return NETWORKS[name](**options)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise CompressionError(f"{name} cannot be built with {options}: {error}") from error

@@ -9,7 +9,7 @@ from support import Look, User, every_epoch, fit, loader, same
 from torch import nn
 
 import lightning_compress as lc
-from lightning_compress.architecture import merge_
+from lightning_compress.architecture import Choice, merge_
 from lightning_compress.plan import Record
 
 CALLBACKS = {
@@ -150,6 +150,15 @@ def test_frozen_layers_stay_frozen():
         ({"budget": 0.5, "exclude": "fc"}, "exclude"),
         ({"budget": 0.5, "stages": 0}, "stages"),
         ({"budget": 0.5, "data": iter([])}, "anew"),
+        ({"budget": 0.5, "data": torch.zeros(3, 4)}, "one batch"),
+        ({"budget": 0.5, "data": 5}, "batches"),
+        ({"budget": 0.5, "methods": ()}, "nothing to choose"),
+        ({"speedup": float("inf")}, "above 1"),
+        ({"speedup": "2"}, "above 1"),
+        ({"speedup": 2.0, "batch_size": "one"}, "at least one"),
+        ({"ranks": {}}, "names no layer"),
+        ({"ranks": {"a": None}}, "whole numbers"),
+        ({"ranks": {"a": Choice("chanel", (3,))}}, "Did you mean 'channel'"),
     ],
 )
 def test_bad_arguments_are_refused_at_once(arguments, message):

@@ -194,6 +194,12 @@ def test_what_cannot_work_is_refused():
         find_blocks(Residual(), CALL, ["blocks.3"])
     with pytest.raises(CompressionError, match="no blocks that are known"):
         set_depth(Residual(), 1)
+    for depth in (1.5, True, "blocks.0"):
+        with pytest.raises(CompressionError, match="how many blocks"):
+            set_depth(Residual(), depth, tracing=CALL)
+    for options in ({"drop": "a"}, {"blocks": 5}, {"blocks": "a"}):
+        with pytest.raises(CompressionError, match=next(iter(options))):
+            StochasticDepth(**options)
 
 
 def test_values_in_the_configuration_are_the_defaults_of_the_constructor():

@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 from support import User, digits, every_epoch, fit, leftovers, loader, same, trainer, validation_loader
+from torch import nn
 
 import lightning_compress as lc
 from lightning_compress.dynamic import EarlyExits, ExitInference, load_exits
@@ -238,6 +239,19 @@ def test_weight_pruning_keeps_its_zeros_beside_exits():
         ({"weights": -1.0}, "negative"),
         ({"weights": "fixed"}, "learned"),
         ({"self_distillation": 1.5}, "self_distillation"),
+        ({"exits": 0.5}, "one of them"),
+        ({"exits": None}, "names of modules"),
+        ({"weights": [1.0]}, "1 weights for 3 exits"),
+        ({"weights": float("inf")}, "finite"),
+        ({"temperature": "2"}, "temperature"),
+        ({"pool": 1.5}, "pool"),
+        ({"hidden": True}, "hidden"),
+        ({"loss": "cross_entropy"}, "loss='cross_entropy' is no function"),
+        ({"confidence": max}, "by name"),
+        ({"calibrate": 0.01}, "a mapping"),
+        ({"calibrate": {"dorp": 0.01}}, "Did you mean 'drop'"),
+        ({"calibrate": {"drop": 0.01, "macs": 0.5}}, "needs one of"),
+        ({"calibrate": {"drop": 0.01, "confidence": "margn"}}, "Did you mean 'margin'"),
     ],
 )
 def test_what_cannot_work_is_refused_at_once(options, message):
@@ -250,6 +264,36 @@ def test_what_the_network_does_not_have_is_refused_before_the_first_step():
         run(exits=("stages.9",))
     with pytest.raises(CompressionError, match="3 weights for 2 exits"):
         run(weights=[1.0, 1.0, 1.0])
+
+
+def test_calibration_without_validation_data_is_refused_before_the_first_step():
+    module = DeepUser(schedule=False)
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(CompressionError, match="needs validation data"):
+        fit(module, EarlyExits(("stages.0",), calibrate={"macs": 0.6}), validation=False, max_epochs=1)
+    assert same(dict(before), dict(module.state_dict()))
+
+
+def test_two_of_them_are_refused_before_the_first_step():
+    with pytest.raises(CompressionError, match="all exits to one of them"):
+        fit(DeepUser(), EarlyExits(("stages.0",), name="a"), EarlyExits(("stages.1",), name="b"), max_epochs=1)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_activation_in_place_behind_an_exit_disturbs_nothing(frozen):
+    module = User("mlp", schedule=False)
+    module.network = nn.Sequential(nn.Linear(64, 16), nn.ReLU(inplace=True), nn.Linear(16, 10))
+    fit(module, EarlyExits(("0",), frozen=frozen), max_epochs=1)
+    assert module.network.early_exits.points == ["0"]
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_heads_have_the_precision_of_the_network_after_a_resume_too(tmp_path, precision):
+    files = every_epoch(tmp_path)
+    for path in (None, tmp_path / "epoch=0.ckpt"):
+        module = DeepUser(schedule=False)
+        fit(module, EarlyExits(("stages.0",)), files, max_epochs=2, precision=precision, ckpt_path=path)
+        assert module.network.early_exits.heads[0].weight.dtype == module.network.fc.weight.dtype != torch.float32
 
 
 def test_neurons_are_cut_before_the_exits_not_with_them():

@@ -15,6 +15,7 @@ from lightning_compress.dynamic import (
     attach_exits,
     calibrate_exits,
     collect,
+    exit_latencies,
     hang_on,
     place_exits,
     routed,
@@ -86,6 +87,51 @@ def test_rows_that_interact_are_refused_by_inference_too():
     network[2] = nn.Sequential(network[2], Interacting())
     with pytest.raises(CompressionError, match="rows of a batch interact"):
         ExitInference(network, thresholds=[0.1, 0.1]).predict(IMAGES[:8])
+
+
+def test_an_empty_batch_gives_empty_answers():
+    inference = ExitInference(with_exits(), thresholds=[0.0, 0.0])
+    for found in (inference(IMAGES[:0]), inference.budgeted(IMAGES[:0], macs=1e9)):
+        assert found.logits.shape == (0, 10)
+        assert found.exits.shape == (0,)
+        assert found.relative_macs != found.relative_macs
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_exits_work_in_every_precision(dtype):
+    network = NETWORKS["conv"][0]().eval().to(dtype)
+    images = IMAGES[:9].to(dtype)
+    hang_on(network, "", attach_exits(network, TracingInput("", (images,), {}), ("stages.0",)))
+    found = ExitInference(network, thresholds=[float("-inf")])(images)
+    assert found.logits.dtype == dtype
+    assert found.exits.tolist() == [0] * 9
+    assert network.early_exits.costs.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda network: ExitInference(network, thresholds="ab"), "no numbers"),
+        (lambda network: ExitInference(network, thresholds=[0.1, float("nan")]), "a number for each"),
+        (lambda network: ExitInference(network).budgeted(IMAGES[:5], macs=float("nan")), "multiply-accumulates"),
+        (lambda network: ExitInference(network).anytime(IMAGES[:5], seconds=-1.0), "0 or more"),
+        (lambda network: ExitInference(network, thresholds=[0, 0], confidence=lambda a, b: a)(IMAGES[:5]), "one score"),
+        (lambda network: ExitInference(network, thresholds=[0, 0], confidence=lambda a, b: a[0, 0])(IMAGES), "score"),
+        (lambda network: exit_latencies(network, IMAGES[:0]), "empty"),
+        (lambda network: attach_exits(Deep(), TracingInput("", (IMAGES[:5],), {}), ("fc",), pool=0), "pool=0"),
+        (lambda network: attach_exits(Deep(), TracingInput("", (IMAGES[:0],), {}), ("fc",)), "empty"),
+        (lambda network: attach_exits(Deep(), TracingInput("", (IMAGES[:5],), {}), "fc"), "one name"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused(call, message):
+    with pytest.raises(CompressionError, match=message):
+        call(with_exits())
+
+
+def test_the_exit_behind_which_rows_cannot_leave_is_named():
+    network = NETWORKS["residual"][0]().eval()
+    with pytest.raises(CompressionError, match="leaving at 'branch'"):
+        attach_exits(network, TracingInput("", (IMAGES[:8],), {}), ["stem", "branch"])
 
 
 def test_macs_of_a_batch_are_those_of_what_was_computed():
@@ -192,7 +238,7 @@ def test_exits_are_placed_at_shares_of_the_macs_outside_of_skip_connections():
 def test_a_network_without_exits_says_how_to_get_them():
     with pytest.raises(CompressionError, match="EarlyExits"):
         ExitInference(ConvNet())
-    with pytest.raises(CompressionError, match="thresholds for 2 exits"):
+    with pytest.raises(CompressionError, match="a number for each of 2 exits"):
         ExitInference(with_exits("conv"), thresholds=[0.5])
 
 

@@ -260,6 +260,42 @@ def test_a_width_can_be_quantized_in_a_fit_of_its_own():
     assert torch.isfinite(small(IMAGES[:5])).all()
 
 
+class Concatenated(nn.Module):
+    """What one layer reads is made by two: its narrower input is not its first channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.fc = nn.Linear(64, 8), nn.Linear(64, 8), nn.Linear(16, 10)
+
+    def forward(self, images):
+        return self.fc(torch.cat([self.one(images), self.two(images)], dim=1))
+
+
+def test_a_module_and_the_network_in_it_are_switched_once():
+    module = User("mlp")
+    module.network = Concatenated()
+    make_slimmable(module, CALL, WIDTHS)
+    set_width(module, 0.5)
+    assert torch.equal(module(IMAGES[:8]), export_width(module, 0.5)(IMAGES[:8]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"widths": 0.5}, {"widths": ("a",)}, {"sampled": 1.5}, {"distillation": "a"}, {"temperature": float("nan")},
+     {"weight": "a"}, {"statistics": "seperate"}, {"calibration_batches": 1.5}, {"exclude": "fc"}, {"labels": "y"}],
+)  # fmt: skip
+def test_bad_arguments_are_refused_at_once(options):
+    with pytest.raises(CompressionError, match=next(iter(options))):
+        SlimmableWidths(**options)
+
+
+def test_a_fit_without_steps_and_two_of_them_are_refused():
+    with pytest.raises(CompressionError, match="nothing to train"):
+        slimmed(max_epochs=0)
+    with pytest.raises(CompressionError, match="all widths to one of them"):
+        slimmed(SlimmableWidths((0.5,), name="other"), max_epochs=1)
+
+
 def test_what_cannot_work_is_refused():
     with pytest.raises(CompressionError, match="Cut first"):
         slimmed(lc.NeuronPruning(0.3), module=User("mlp"))

@@ -148,3 +148,34 @@ def test_one_target_at_a_time():
         calibrate_exits(with_exits(), [], drop=0.0)
     with pytest.raises(CompressionError, match="exit_latencies"):
         calibrate_exits(with_exits(), [], milliseconds=1.0)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"drop": -0.1},
+        {"drop": "a"},
+        {"drop": float("nan")},
+        {"macs": 0.0},
+        {"macs": float("nan")},
+        {"risk": "a"},
+        {"risk": 0.1, "delta": 2.0},
+    ],
+)
+def test_targets_out_of_range_are_refused(target):
+    from dynamic.exiting import with_exits
+
+    with pytest.raises(CompressionError, match="|".join(target)):
+        calibrate_exits(with_exits(), [], **target)
+
+
+def test_labels_that_are_no_classes_are_refused_and_empty_batches_passed_over():
+    from dynamic.exiting import with_exits
+
+    images, labels = torch.randn(6, 64), torch.arange(6)
+    for wrong in (labels[:3], torch.eye(6)):
+        with pytest.raises(CompressionError, match="a class for each"):
+            calibrate_exits(with_exits(), [(images, wrong)], drop=0.0)
+    with pytest.raises(CompressionError, match="no samples"):
+        calibrate_exits(with_exits(), [(images[:0], labels[:0])], drop=0.0)
+    calibrate_exits(with_exits(), [(images, labels), (images[:0], labels[:0])], drop=0.0)

@@ -86,6 +86,9 @@ def test_wider_networks_are_larger(name):
         ("resnet18", {"image_size": 7}, "image_size=7 is too small"),
         ("resnet18", {"depth": 7}, "resnet18 cannot be built with"),
         ("vgg11", {"in_channels": -1}, "vgg11 cannot be built with"),
+        ("mobilenet_v2", {"num_classes": 0}, "num_classes=0: a whole number"),
+        ("squeezenet1_1", {"image_size": 32.5}, "image_size=32.5: a whole number"),
+        ("mobilenet_v2", {"width": float("inf")}, "mobilenet_v2 cannot be built with"),
     ],
 )
 def test_what_cannot_be_built_is_refused(name, options, message):
