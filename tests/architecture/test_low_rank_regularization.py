@@ -1,10 +1,12 @@
 """The penalty makes weights of lower rank, which then lose less."""
 
 import lightning as L
+import pytest
 import torch
 from support import User, fit
 
 from lightning_compress.architecture import LowRankRegularization, nuclear_gradient
+from lightning_compress.errors import CompressionError
 
 
 def test_the_gradient_is_that_of_the_sum_of_singular_values():
@@ -22,3 +24,9 @@ def test_trained_weights_have_less_in_their_small_singular_values():
         values = torch.linalg.svdvals(module.network[0].weight.detach())
         tails[strength] = float(values[8:].square().sum() / values.square().sum())
     assert tails[3e-2] < 0.5 * tails[0.0]
+
+
+@pytest.mark.parametrize("options", [{"strength": "a"}, {"rank": "a"}, {"rank": 1.0}, {"every": 0}, {"until": -1}])
+def test_values_out_of_range_are_refused(options):
+    with pytest.raises(CompressionError, match=next(iter(options))):
+        LowRankRegularization(**options)

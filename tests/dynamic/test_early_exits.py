@@ -246,7 +246,7 @@ def test_weight_pruning_keeps_its_zeros_beside_exits():
         ({"temperature": "2"}, "temperature"),
         ({"pool": 1.5}, "pool"),
         ({"hidden": True}, "hidden"),
-        ({"loss": "cross_entropy"}, "loss='cross_entropy' is no function"),
+        ({"loss": "cross_entropy"}, "is no function"),
         ({"confidence": max}, "by name"),
         ({"calibrate": 0.01}, "a mapping"),
         ({"calibrate": {"dorp": 0.01}}, "Did you mean 'drop'"),
