@@ -92,7 +92,7 @@ def test_foreign_app_keeps_its_own_files_first(clean, stranger):
 
 def test_command_of_the_wheel_finds_its_recipes_and_runs(clean, tmp_path):
     command = clean / "bin" / "lightning-compress"
-    assert "recipe: deep_compression, iterative_pruning, neuron_pruning" in run(command, "--help", cwd=tmp_path).stdout
+    assert "deep_compression, deep_compression_conv, iterative_pruning" in run(command, "--help", cwd=tmp_path).stdout
     wrong = run(command, "recipe=iterativ_pruning", cwd=tmp_path, check=False)
     assert wrong.returncode == 1
     assert "Did you mean 'iterative_pruning'?" in wrong.stderr

@@ -82,6 +82,7 @@ def test_11047_pruning_and_quantization_in_one_run(first, whose):
             "l1_unstructured", amount=0.5, use_lottery_ticket_hypothesis=False, parameter_names=["weight"]
         )
 
+    torch.manual_seed(0)
     module = User()
     callbacks = [prune(), QuantizationAwareTraining(4, 4)]
     runner = fit(module, *(callbacks if first == "prune" else callbacks[::-1]), max_epochs=4)
