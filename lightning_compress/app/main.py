@@ -51,7 +51,7 @@ def main() -> int:
 
 def _dispatch(arguments: list[str]) -> None:
     word, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if {"-h", "--help"} & set(arguments):
+    if {"-h", "--help"} & set(arguments) and word != "pareto":  # which has flags, and a help of its own
         from lightning_compress.app.help import help_text
 
         print(help_text(arguments))

@@ -65,6 +65,7 @@ def read_settings(config: DictConfig) -> Settings:
         raise CompressionError(f"A search takes a recipe with search: {', '.join(OPTIONS)}, such as recipe=search.")
     found = OmegaConf.to_container(config.search, resolve=True)
     assert isinstance(found, dict)
+    _check_kinds(config, found)
     settings = Settings(**{**found, "objectives": tuple(found["objectives"])})
     metric, *costs = settings.objectives or ("",)
     unknown = [cost for cost in costs if cost not in COSTS or cost == "latency"]
@@ -78,6 +79,22 @@ def read_settings(config: DictConfig) -> Settings:
     if "file_bytes" in costs and config.file is None:
         raise CompressionError("search.objectives has file_bytes, and the recipe writes no file: file=model.lcz.")
     return settings
+
+
+def _check_kinds(config: DictConfig, found: Mapping[Any, Any]) -> None:
+    """Now, not after hours of trials."""
+    for name in ("trials", "workers", "finalists"):
+        if type(found[name]) is not int:
+            raise CompressionError(f"search.{name}={found[name]}: a whole number.")
+    if not isinstance(found["objectives"], list):
+        raise CompressionError(
+            f"search.objectives={found['objectives']}: a list, such as [{config.monitor},file_bytes]."
+        )
+    if not isinstance(found["full"], dict):
+        raise CompressionError(f"search.full={found['full']}: values by key; {{}} for runs as long as the trials.")
+    for key in found["full"]:
+        if OmegaConf.select(config, key, default=KeyError) is KeyError:
+            raise CompressionError(f"search.full names {key!r}, which the recipe does not have.")
 
 
 def search(config: DictConfig) -> None:
