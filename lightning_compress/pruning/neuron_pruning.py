@@ -62,6 +62,9 @@ class NeuronPruning(EvidenceCallback):
             cut; None gathers them from the training passes, for free.
         exclude: layers to leave alone, or modules with all their layers.
         min_channels: neurons that each layer keeps at least.
+        balance: no layer is left with a share of its width below this part of the mean share of all layers, in [0, 1]:
+            0 compares neurons over the whole network and may leave a layer with next to nothing, which nothing behind
+            it can make up for; 1 cuts all layers alike.
         round_to: what a layer keeps is rounded up to a multiple of this, in entries of its weight (a head of 16 is one
             of 8). "auto" learns by a few measurements at the start of the fit which multiple the machine likes; where
             neither a ``speedup`` nor a ``runtime`` is given it rounds nothing: such a fit does not depend on a clock.
@@ -103,6 +106,7 @@ class NeuronPruning(EvidenceCallback):
         data: Iterable[Any] | None = None,
         exclude: Sequence[str] = (),
         min_channels: int = 1,
+        balance: float = 0.5,
         round_to: int | str = "auto",
         compensate: bool | None = None,
         isomorphic: bool = False,
@@ -127,6 +131,8 @@ class NeuronPruning(EvidenceCallback):
             raise CompressionError(f"NeuronPruning(optimizer={optimizer!r}). {did_you_mean(optimizer, OPTIMIZER)}")
         if not is_whole(min_channels) or min_channels < 1:
             raise CompressionError(f"NeuronPruning(min_channels={min_channels}): a layer keeps at least one neuron.")
+        if not is_number(balance) or not 0 <= balance <= 1:
+            raise CompressionError(f"NeuronPruning(balance={balance}): from 0, freely, to 1, all layers alike.")
         if self.needs & WEIGHTS_ONLY:
             raise CompressionError(
                 f"The criterion {criterion!r} judges single weights, not neurons: use it with WeightPruning."
@@ -143,7 +149,7 @@ class NeuronPruning(EvidenceCallback):
         self.compensate = data is not None if compensate is None else compensate
         self.isomorphic, self.approximate = isomorphic, approximate
         self.optimizer = optimizer
-        self.min_channels = min_channels
+        self.min_channels, self.balance = min_channels, balance
         self._exclude = tuple(exclude or ())
 
     def start_over(self) -> None:
@@ -152,6 +158,7 @@ class NeuronPruning(EvidenceCallback):
         self._base: int | None = None
         self._multiple = self.round_to if isinstance(self.round_to, int) else 1
         self._left_alone: tuple[str, ...] = ()
+        self._widths: dict[str, int] = {}
 
     @property
     def quantity(self) -> str:
@@ -164,6 +171,7 @@ class NeuronPruning(EvidenceCallback):
         groups = self._groups()
         if self._base is None:
             everything = {group.name: torch.arange(group.size) for group in groups}
+            self._widths = {group.name: group.size for group in groups}
             self._base = UNIT if self.of == "latency" else self._count().after(groups, everything)
             if self._learns:
                 self._multiple = self.session.from_first(lambda: self._learn(groups))
@@ -205,13 +213,13 @@ class NeuronPruning(EvidenceCallback):
         return {**super().get_compression_state(), **self._own_state()}
 
     def _own_state(self) -> dict[str, Any]:
-        return {"base": self._base, "left_alone": self._left_alone, "multiple": self._multiple}
+        return {"base": self._base, "left_alone": self._left_alone, "multiple": self._multiple, "widths": self._widths}
 
     def set_compression_state(self, state: dict[str, Any]) -> None:
         """The reference count too."""
         super().set_compression_state(state)
         self._base, self._left_alone = state["base"], tuple(state["left_alone"])
-        self._multiple = state["multiple"]
+        self._multiple, self._widths = state["multiple"], dict(state["widths"])
 
     def _selection(self, target: float) -> tuple[Groups, Selection]:
         groups = self._groups()
@@ -273,6 +281,8 @@ class NeuronPruning(EvidenceCallback):
             min_channels=self.min_channels,
             round_to=self._multiple,
             at_least=self.of == "latency",
+            balance=self.balance,
+            widths=self._widths,
         )
 
     def _compensate(self, edit: KeepIndices) -> None:

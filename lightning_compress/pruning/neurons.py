@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from heapq import heapify, heappop, heappush
 from math import gcd, isfinite, prod
+from operator import truediv
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -200,6 +203,8 @@ def select(
     min_channels: int = 1,
     round_to: int = 1,
     at_least: bool = False,
+    balance: float = 0.0,
+    widths: Mapping[str, int] | None = None,
 ) -> Selection:
     """The lowest-scored neurons whose removal comes nearest to ``target``, the share of ``base`` that is to be gone.
 
@@ -215,11 +220,13 @@ def select(
         round_to: what a group keeps is rounded up to a multiple of this, or to all that it has; counted in what a
             layer's width is counted in, so a head of 16 entries is a multiple of 8 already.
         at_least: meet the target with the smallest excess rather than from whichever side is nearer.
+        balance: no group is left with a share of its width below this part of the mean share of all groups.
+        widths: group -> number of neurons that its share is of; None and what is missing is that of now.
 
     Raises:
         CompressionError: even the largest possible cut stays short of the target.
     """
-    queue = _Queue(groups, scores, min_channels, round_to)
+    queue = _Queue(groups, scores, min_channels, round_to, balance, widths or {})
 
     @cache
     def gone(number: int) -> float:
@@ -274,20 +281,58 @@ def _rows(matrix: Tensor, units: Tensor, size: int) -> Tensor:
     return pad_sequence([matrix[units == unit].flatten() for unit in range(size)], batch_first=True)
 
 
+def _balanced(
+    rising: Sequence[Sequence[float]], sizes: Sequence[int], widths: Sequence[int], balance: float
+) -> list[int]:
+    """The groups in the order in which they give a neuron: the lowest score first, as far as ``balance`` permits.
+
+    The mean share only falls, so a group that may not give now waits until it has fallen far enough; where all have to
+    wait, the one that would be left with most gives.
+    """
+    left, mean = list(sizes), fmean(map(truediv, sizes, widths))
+    ready = [(scores[0], group) for group, scores in enumerate(rising) if scores]
+    waiting: list[tuple[float, float, int]] = []
+    heapify(ready)
+    owners: list[int] = []
+    while ready or waiting:
+        while waiting and -waiting[0][0] >= balance * mean:
+            heappush(ready, heappop(waiting)[1:])
+        free = bool(ready)
+        score, group = heappop(ready) if free else heappop(waiting)[1:]
+        share = (left[group] - 1) / widths[group]
+        if free and share < balance * mean:
+            heappush(waiting, (-share, score, group))
+            continue
+        owners.append(group)
+        left[group] -= 1
+        mean -= 1 / (widths[group] * len(widths))
+        if (given := sizes[group] - left[group]) < len(rising[group]):
+            heappush(ready, (rising[group][given], group))
+    return owners
+
+
 class _Queue:
     """Neurons in the order in which they go; each group's best ``min_channels`` are not among them."""
 
     def __init__(
-        self, groups: Sequence[Group], scores: Mapping[str, Tensor], min_channels: int, round_to: int = 1
+        self,
+        groups: Sequence[Group],
+        scores: Mapping[str, Tensor],
+        min_channels: int,
+        round_to: int,
+        balance: float,
+        widths: Mapping[str, int],
     ) -> None:
         self._multiples = [aligned(group, round_to) for group in groups]
         orders = [scores[group.name].argsort(stable=True)[: max(group.size - min_channels, 0)] for group in groups]
-        order = torch.cat([scores[group.name][one] for group, one in zip(groups, orders, strict=True)]).argsort(
-            stable=True
-        )
+        rising = [scores[group.name][one].tolist() for group, one in zip(groups, orders, strict=True)]
         self._sizes = {group.name: group.size for group in groups}
-        self._owners = torch.cat([torch.full_like(one, k) for k, one in enumerate(orders)])[order]
-        self._units = torch.cat(orders)[order]
+        first = [widths.get(group.name, group.size) for group in groups]
+        owners = _balanced(rising, [group.size for group in groups], first, balance)
+        self._owners = torch.tensor(owners, dtype=torch.long)
+        self._units = torch.empty_like(self._owners)
+        for number, order in enumerate(orders):
+            self._units[self._owners == number] = order
 
     def __len__(self) -> int:
         return len(self._units)

@@ -124,6 +124,35 @@ def test_ties_fall_to_the_earlier_neuron_of_the_earlier_layer():
     assert selection.edit.slices[0].kept.tolist() == list(range(5, 32))
 
 
+@pytest.mark.parametrize("balance", [0.25, 0.5, 0.9])
+def test_no_layer_is_left_far_narrower_than_the_others(balance):
+    """The neurons of one layer are all worth less than those of the other; its first cut has been made already."""
+    net, tracing, groups, _ = setting("mlp")
+    scores = {group.name: torch.rand(group.size) + number for number, group in enumerate(groups)}
+    widths = {"0": 40, "4": 16}
+    count = counter(net, tracing, groups)
+    for target in (0.25, 0.5, 0.75, 0.9):
+        kept = select(groups, scores, count, base=48, target=target, balance=balance, widths=widths).kept
+        shares = {name: len(units) / widths[name] for name, units in kept.items()}
+        gone = set(range(32)) - set(kept["0"].tolist())
+        assert max(scores["0"][list(gone)]) <= min(scores["0"][kept["0"]])
+        spare = shares["0"] - balance * sum(shares.values()) / 2
+        assert spare > -1 / 40  # where both would be left with too little, whoever has more gives
+        free = select(groups, scores, count, base=48, target=target).kept
+        assert len(kept["0"]) == len(free["0"]) or spare < 1.5 / 40
+
+
+def test_a_full_balance_cuts_all_layers_alike():
+    net, tracing, groups, scores = setting("conv")
+    base = sum(group.size for group in groups)
+    kept = select(groups, scores, counter(net, tracing, groups), base=base, target=0.5, balance=1.0).kept
+    assert all(abs(len(kept[group.name]) - group.size / 2) <= 1 for group in groups)
+    lowest = select(
+        groups, scores, counter(net, tracing, groups), base=base, target=1 - len(groups) / base, balance=1.0
+    )
+    assert all(len(units) == 1 for units in lowest.kept.values())  # the floor wins where the two cannot both be had
+
+
 def test_what_cannot_be_taken_away_is_refused_with_what_can():
     net, tracing, groups, scores = setting("mlp")
     count = counter(net, tracing, groups)
