@@ -212,21 +212,27 @@ def _class_size(part: GapClass) -> int:
 
 def _code_gaps(gaps: NDArray[np.int64], low_bits: int, coder: CoderName) -> GapClass:
     high = gaps >> low_bits
-    escapes = high // ESCAPE
-    last = np.cumsum(escapes + 1) - 1
-    symbols = np.full(int(last[-1]) + 1, ESCAPE, np.uint8)
-    symbols[last] = high % ESCAPE
+    if high.max() < ESCAPE:
+        symbols = high.astype(np.uint8)
+    else:
+        escapes = high // ESCAPE
+        last = np.cumsum(escapes + 1) - 1
+        symbols = np.full(int(last[-1]) + 1, ESCAPE, np.uint8)
+        symbols[last] = high % ESCAPE
     low = pack_bits(gaps & ((1 << low_bits) - 1), low_bits)
     return GapClass(len(gaps), len(symbols) - len(gaps), low_bits, Stream.encode(symbols, 256, coder), low)
 
 
 def _best_low_bits(gaps: NDArray[np.int64]) -> int:
     """The number of low bits with which a Huffman code, its table included, is smallest."""
+    often = np.bincount(gaps)
+    lengths = np.flatnonzero(often)
+    often = often[lengths]
     sizes: list[float] = []
     for low_bits in range(MAX_LOW + 1):
-        high = gaps >> low_bits
-        counts = np.bincount(high % ESCAPE, minlength=256)
-        counts[ESCAPE] = int((high // ESCAPE).sum())
+        escapes, symbols = np.divmod(lengths >> low_bits, ESCAPE)
+        counts = np.bincount(symbols, often, minlength=256)
+        counts[ESCAPE] = escapes @ often
         sizes.append(_coded_bits(counts.astype(np.int64)) + low_bits * len(gaps))
         if low_bits and sizes[-1] > sizes[-2]:
             break

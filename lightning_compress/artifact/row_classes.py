@@ -34,7 +34,7 @@ def row_classes(entries: NDArray[np.int64], columns: int) -> tuple[float, NDArra
     ones = (total[None, :] - total[:, None]).astype(np.float64)
     size = ((edges[None, :] - edges[:, None]) * columns).astype(np.float64)
     cost = mask_bits(np.maximum(size, 0), np.clip(ones, 0, None)) + BITS_PER_CLASS
-    cost[np.tril_indices(len(edges))] = np.inf
+    cost[np.tri(len(edges), dtype=bool)] = np.inf
     best, origins = cost[0], []
     choices = [(float(best[-1]), 1)]
     for number in range(2, min(MAX_CLASSES, len(edges) - 1) + 1):
