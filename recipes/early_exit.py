@@ -1,9 +1,10 @@
 """Early exits on digits (clean and noisy) and texture patches: accuracy against mean multiply-accumulates.
 
-$ python recipes/early_exit.py
+$ python recipes/early_exit.py              # or some of them: digits, "noisy digits", textures
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from statistics import fmean, stdev
 
@@ -88,7 +89,7 @@ def main() -> None:
         if path.exists()
         else {}
     )
-    for task in ("digits", "noisy digits", "textures"):
+    for task in sys.argv[1:] or ("digits", "noisy digits", "textures"):
         seeds = range(TEXTURE_SEEDS if task == "textures" else SEEDS)
         for arm in ARMS[: 1 if task == "textures" else None]:
             for seed in seeds:

@@ -11,6 +11,7 @@ argument is the number of splits. The plot is frontier-DATA-NETWORK.png beside t
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections.abc import Sequence
@@ -44,6 +45,10 @@ CUTS = {
 }
 """Shares of neurons and, of the weights that then are left, of weights."""
 
+SHARING = {"lenet_300_100": (2e-3, 1e-3), "lenet_5": (5e-4, 1e-3), "small_resnet": (5e-4, 1e-4)}
+CLUSTERS = {"lenet_300_100": 6, "lenet_5": 6, "small_resnet": 12}
+"""Learning rate of the shared values, and the price of a bit: in squared weights, which BatchNorm makes small."""
+
 WIDTHS: dict[str, tuple[tuple[int, ...], ...]] = {
     "lenet_300_100": ((60, 30), (40, 20), (28, 14), (20, 10)),
     "lenet_5": ((8, 16, 50), (6, 12, 30), (4, 8, 20)),
@@ -75,14 +80,16 @@ def fit(module: Classifier, data: Any, epochs: int, *callbacks: Callback) -> Cla
     return module
 
 
-def shared(module: Classifier, data: Any, epochs: int) -> Classifier:
-    """Values by rate and distortion, biases among them; those of the Deep Compression recipe."""
-    target = Classifier(module.network, weight_decay=0.0)
+def shared(module: Classifier, data: Any, name: str) -> Classifier:
+    """Values by rate and distortion, biases among them, taught by what they were: those of the Deep Compression recipe."""
+    teacher = lc.Distillation(copy.deepcopy(module.network), temperature=2.0, alpha=0.9, fidelity=False)
+    epochs, (lr, rate) = EPOCHS[name][-1], SHARING[name]
+    target = Classifier(module.network, weight_decay=0.0, lr=lr)
     clustering = lc.WeightClustering(
-        6, objective="rate", first_rate=2e-4, rate=1e-3, importance="gradients", refresh=1, precision="float16",
-        start=0, targets=["*.weight", "*.bias"],
+        CLUSTERS[name], objective="rate", first_rate=rate / 5, rate=rate, importance="gradients", refresh=1,
+        precision="float16", start=0, targets=["*.weight", "*.bias"],
     )  # fmt: skip
-    return fit(target, data, epochs, clustering)
+    return fit(target, data, epochs, teacher, clustering)
 
 
 def pruned(module: Classifier, data: Any, name: str, neurons: float, weights: float) -> Classifier:
@@ -115,16 +122,16 @@ def run(
     """One network on one split: accuracy on test and validation in per cent, bytes on the disk."""
     data = {"digits": Digits, "textures": Textures}[kind](seed=split)
     data.setup()
-    *before, last = EPOCHS[name]
+    *before, _ = EPOCHS[name]
     if widths:
         L.seed_everything(split, verbose=False)
         network = Classifier(small(name, widths, data.num_classes), num_classes=data.num_classes)
-        module = shared(fit(network, data, sum(before)), data, last)
+        module = shared(fit(network, data, sum(before)), data, name)
     else:
         module = dense(name, data, split)
         if cuts:
             L.seed_everything(split, verbose=False)
-            module = shared(pruned(module, data, name, *cuts), data, last)
+            module = shared(pruned(module, data, name, *cuts), data, name)
     with TemporaryDirectory() as folder:
         size = lc.save_compressed(module.network, Path(folder, "model.lcz")).bytes
     parameters = sum(parameter.numel() for parameter in module.parameters())

@@ -25,7 +25,7 @@ def run(network: str, times: int | None, epochs: int, seed: int) -> dict[str, fl
     data = digits(seed)
     L.seed_everything(seed, verbose=False)
     module = Classifier(network, lr=RATE)
-    schedule = Schedule("cubic", start=0.1, end=0.7)
+    schedule = Schedule("cubic", start=0.1, end=0.5)
     pruning = [] if times is None else [WeightPruning(1 - 1 / times, allocation="lamp", schedule=schedule)]
     train(module, data, epochs, *pruning)
     return figures(module, data)
