@@ -102,6 +102,7 @@ def fit(
     """A quiet fit, shuffled, batches of 50."""
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    module.train()
     data = TensorDataset(*train)
     loader = DataLoader(data, 50, sampler=RandomSampler(data), drop_last=True)
     held = None if validation is None else DataLoader(TensorDataset(*validation), 500)

@@ -19,8 +19,9 @@ def quiet() -> None:
 
 
 def fit(module: L.LightningModule, batches: Any, epochs: int, *callbacks: Callback) -> None:
-    """So many epochs on the processor: no validation, no files, no display."""
+    """So many epochs on the processor, in training mode: no validation, no files, no display."""
     quiet()
+    module.train()
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",

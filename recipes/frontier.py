@@ -81,7 +81,7 @@ def fit(module: Classifier, data: Any, epochs: int, *callbacks: Callback) -> Cla
 
 
 def shared(module: Classifier, data: Any, name: str) -> Classifier:
-    """Values by rate and distortion, biases among them, taught by what they were: those of the Deep Compression recipe."""
+    """Values by rate and distortion, biases among them, taught by what they were; as the Deep Compression recipe."""
     teacher = lc.Distillation(copy.deepcopy(module.network), temperature=2.0, alpha=0.9, fidelity=False)
     epochs, (lr, rate) = EPOCHS[name][-1], SHARING[name]
     target = Classifier(module.network, weight_decay=0.0, lr=lr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +120,9 @@ class Slice:
         return hash((self.tensor, self.dim, self.size, self.kept.numel()))
 
 
+AnyEdit = TypeVar("AnyEdit", bound=Edit)
+
+
 @dataclass(frozen=True)
 class Attribute:
     """A number on a module that describes its shape, before and after: ``('conv1', 'out_channels', 16, 12)``.
@@ -200,11 +203,11 @@ class KeepIndices:
         return tensor
 
 
-@dataclass(frozen=True)
-class RegrowIndices:
-    """The inverse of :class:`KeepIndices`: what was taken out comes back, as zeros."""
+@dataclass(frozen=True, eq=False)
+class Inverse(Generic[AnyEdit]):
+    """What takes an edit back: named after it, and of the same tensors."""
 
-    of: KeepIndices
+    of: AnyEdit
 
     @property
     def label(self) -> str:
@@ -213,8 +216,17 @@ class RegrowIndices:
 
     @property
     def touched(self) -> frozenset[str]:
-        """Names of the tensors that grow."""
+        """Names of the tensors that the edit changed."""
         return self.of.touched
+
+    def carry(self, name: str, tensor: Tensor) -> Tensor:
+        """Nothing carries over, unless a subclass knows better."""
+        return tensor
+
+
+@dataclass(frozen=True)
+class RegrowIndices(Inverse[KeepIndices]):
+    """The inverse of :class:`KeepIndices`: what was taken out comes back, as zeros."""
 
     def check(self, module: nn.Module) -> None:
         """Refuse a module whose tensors or attributes are not as the edit left them."""

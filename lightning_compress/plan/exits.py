@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
 
 from lightning_compress.errors import PlanError
-from lightning_compress.plan.edits import find_module
+from lightning_compress.plan.edits import Inverse, find_module
 from lightning_compress.plan.specs import Extent, ModuleSpec, build_module, check_spec, plain
 
 BANK = "early_exits"
@@ -184,20 +184,8 @@ class AttachExits:
 
 
 @dataclass(frozen=True)
-class DetachExits:
+class DetachExits(Inverse[AttachExits]):
     """The inverse of :class:`AttachExits`: the heads go."""
-
-    of: AttachExits
-
-    @property
-    def label(self) -> str:
-        """What is taken back."""
-        return f"undo: {self.of.label}"
-
-    @property
-    def touched(self) -> frozenset[str]:
-        """The heads' name with a star."""
-        return self.of.touched
 
     def check(self, module: nn.Module) -> None:
         """Refuse a module without exits there."""
@@ -209,7 +197,3 @@ class DetachExits:
         self.check(module)
         delattr(find_module(module, self.of.place), BANK)
         return self.of
-
-    def carry(self, name: str, tensor: Tensor) -> Tensor:
-        """Nothing carries over."""
-        return tensor

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.errors import PlanError
-from lightning_compress.plan.edits import find_module
+from lightning_compress.plan.edits import Inverse, find_module
 from lightning_compress.plan.specs import Extent, ModuleSpec, build_module, check_spec, plain
 
 HOOKS = (
@@ -100,22 +100,11 @@ class ReplaceModule:
 
 
 @dataclass(frozen=True, eq=False)
-class RestoreModule:
+class RestoreModule(Inverse[ReplaceModule]):
     """The inverse of :class:`ReplaceModule`: puts the kept original back."""
 
-    of: ReplaceModule
     original: nn.Module | None
     settings: tuple[Setting, ...] = ()
-
-    @property
-    def label(self) -> str:
-        """What is taken back."""
-        return f"undo: {self.of.label}"
-
-    @property
-    def touched(self) -> frozenset[str]:
-        """The replaced module's name with a star."""
-        return self.of.touched
 
     def check(self, module: nn.Module) -> None:
         """Refuse a module that lost the place, and an original that nobody kept."""
@@ -137,10 +126,6 @@ class RestoreModule:
         for owner, name, value in self.settings:
             setattr(owner, name, value)
         return self.of
-
-    def carry(self, name: str, tensor: Tensor) -> Tensor:
-        """Nothing carries over."""
-        return tensor
 
 
 def _fused(root: nn.Module, child: nn.Module) -> Iterator[Setting]:

@@ -10,13 +10,17 @@ from typing import Any, ClassVar
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelPruning, StochasticWeightAveraging, WeightAveraging
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.training import private
 from lightning_compress.training.session import Session, write_record
 
 _WRAPPING_STRATEGIES = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
+_OF_TWO_MODES = (_BatchNorm, _DropoutNd)
 
 
 class CompressionCallback(Callback):
@@ -149,6 +153,7 @@ class CompressionCallback(Callback):
         if self.session.leads(self):
             self.session.bind_optimizers(trainer)
             self._refuse_optimizers(trainer)
+            _warn_of_evaluation_mode(pl_module)
             self.session.resume.on_fit_start(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -211,3 +216,14 @@ def _in_order(callbacks: list[Callback]) -> list[Callback]:
     last = [callback for callback in callbacks if isinstance(callback, _CleanUp)] or [_CleanUp()]
     others = [callback for callback in callbacks if callback not in [*ours, *checkpoints, *last]]
     return [*others, *sorted(ours, key=lambda callback: callback.order), *checkpoints, *last]
+
+
+def _warn_of_evaluation_mode(module: nn.Module) -> None:
+    """Lightning leaves layers in the mode in which it finds them, and a network that was evaluated is in the other."""
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, _OF_TWO_MODES)}
+    if layers and not any(layer.training for layer in layers.values()):
+        rank_zero_warn(
+            f"All {len(layers)} BatchNorm and Dropout layers, {next(iter(layers))!r} first, are in evaluation mode, "
+            "and Lightning leaves them there: what is taken away will not recover well. Call module.train() before the "
+            "fit, unless they are meant to rest."
+        )
