@@ -35,7 +35,7 @@ from lightning_compress.zoo import Classifier, Digits, SmallResNet, Textures
 OUTPUTS = Path(os.environ.get("RECIPE_OUTPUTS", "outputs/recipes")) / "frontier"
 TEST_TO_TRAIN = 0.2 / 0.6
 DENSE = "dense fp32"
-EPOCHS = {"lenet_300_100": (30, 40, 60, 40), "lenet_5": (20, 30, 30, 30), "small_resnet": (12, 8, 8, 6)}
+EPOCHS = {"lenet_300_100": (30, 40, 60, 40), "lenet_5": (20, 30, 30, 30), "small_resnet": (16, 10, 10, 10)}
 """Dense, without neurons, without weights, with shared values; a small network takes the first three together."""
 
 CUTS = {
@@ -120,7 +120,7 @@ def run(
     kind: str, name: str, split: int, *, cuts: Sequence[float] = (), widths: Sequence[int] = ()
 ) -> dict[str, float]:
     """One network on one split: accuracy on test and validation in per cent, bytes on the disk."""
-    data = {"digits": Digits, "textures": Textures}[kind](seed=split)
+    data = Digits(seed=split) if kind == "digits" else Textures(seed=split, patches=150)
     data.setup()
     *before, _ = EPOCHS[name]
     if widths:

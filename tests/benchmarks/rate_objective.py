@@ -19,6 +19,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -48,9 +49,9 @@ NETWORKS = {
         "rates": (2e-4, 4e-4, 8e-4, 1.2e-3, 1.6e-3, 2.4e-3),
     },
     "small_resnet": {
-        "data": Textures,
+        "data": partial(Textures, patches=150),
         "sparsities": (0.7, 0.85),
-        "epochs": (14, 6),
+        "epochs": (16, 10),
         "rates": (1.2e-5, 2.5e-5, 5e-5, 1e-4, 2e-4),
     },
 }

@@ -176,6 +176,7 @@ def test_excluded_layers_and_outputs_stay():
         ({"data": iter([])}, "every cut reads it anew"),
         ({"of": None}, "of=None"),
         ({"min_channels": 2.5}, "min_channels=2.5"),
+        ({"balance": 1.5}, r"balance=1.5\): from 0"),
         ({"round_to": True}, "round_to=True"),
         ({"amount": None, "speedup": "2"}, "speedup=2"),
         ({"amount": None, "speedup": 2, "batch_size": "8"}, "one sample is timed"),
