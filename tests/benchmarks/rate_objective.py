@@ -40,22 +40,25 @@ NETWORKS = {
         "data": Digits,
         "sparsities": (0.9, 0.95),
         "epochs": (40, 30),
+        "lr": 2e-3,
         "rates": (4e-4, 8e-4, 1.6e-3, 3.2e-3, 4.5e-3, 6.4e-3),
     },
     "lenet_5": {
         "data": Digits,
         "sparsities": (0.9, 0.95),
         "epochs": (30, 20),
+        "lr": 5e-4,
         "rates": (2e-4, 4e-4, 8e-4, 1.2e-3, 1.6e-3, 2.4e-3),
     },
     "small_resnet": {
         "data": partial(Textures, patches=150),
         "sparsities": (0.7, 0.85),
         "epochs": (16, 10),
-        "rates": (1.2e-5, 2.5e-5, 5e-5, 1e-4, 2e-4),
+        "lr": 5e-4,
+        "rates": (2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4),
     },
 }
-"""Rates are in squared weights, and what a network's weights are worth depends on it."""
+"""Rates are in squared weights, and what those are worth differs; the learning rate is that of the second fit."""
 
 
 def trainer(epochs: int, *callbacks: L.Callback) -> L.Trainer:
@@ -71,8 +74,8 @@ def accuracy(module: L.LightningModule, dataset) -> float:
         return 100 * float((module.eval()(images).argmax(1) == labels).float().mean())
 
 
-def build(network: str, data) -> Classifier:
-    return Classifier(network, num_classes=data.num_classes)
+def build(network: str, data, lr: float = 2e-3) -> Classifier:
+    return Classifier(network, num_classes=data.num_classes, lr=lr)
 
 
 def figures(module: Classifier, data) -> dict[str, float]:
@@ -111,7 +114,7 @@ def run(network: str, sparsity: float, seed: int, folder: Path) -> dict[str, dic
     for name, callback in wanted.items():
         if name not in done:
             L.seed_everything(seed, verbose=False)
-            module = build(network, data)
+            module = build(network, data, setting["lr"])
             module.load_state_dict(pruned)
             keep = lc.WeightPruning(sparsity, schedule="one_shot", max_step=1.0)  # the zeros that are there
             trainer(second, keep, callback).fit(module, data)
