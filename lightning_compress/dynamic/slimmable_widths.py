@@ -44,7 +44,8 @@ class SlimmableWidths(CompressionCallback):
         widths: in (0, 1]; 1 is always among them.
         sampled: how many of the widths between smallest and whole are trained in a step; None trains all.
         distillation: share of the divergence from the whole network in a width's loss, the rest being the
-            cross-entropy, in [0, 1].
+            cross-entropy, in [0, 1]. 1 needs no labels; in a short fit of a hard task labels do better, for the whole
+            network is a poor teacher until it knows something (``recipes/slimmable.md``).
         temperature: of that divergence.
         weight: of the loss of each narrower width, the whole network's being 1.
         statistics: "separate", gathered in training, or "recalibrated", estimated on training batches at the end.
