@@ -6,7 +6,7 @@ shared and coded by the same means.
 $ python recipes/frontier.py digits lenet_300_100 10        # or: digits lenet_5 10, textures small_resnet 3
 
 Each finished run is one file under outputs/recipes/frontier; the same command goes on where it stopped. The last
-argument is the number of splits. The plot is frontier-DATA-NETWORK.png beside them.
+argument is the number of splits. The plot goes to frontier-DATA-NETWORK.svg, beside this file.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from torch import nn
 
 import lightning_compress as lc
 from lightning_compress.report.arms import Comparison, run_arms
+from lightning_compress.report.drawing import BLUE, FAINT, ORANGE, to_svg
 from lightning_compress.zoo import Classifier, Digits, SmallResNet, Textures
 
 OUTPUTS = Path(os.environ.get("RECIPE_OUTPUTS", "outputs/recipes")) / "frontier"
@@ -150,21 +152,25 @@ def accuracy(module: nn.Module, part: Any) -> float:
 
 
 def plot(comparison: Comparison, path: Path, title: str) -> None:
-    """Ratio against the difference to the dense network, with intervals."""
+    """Ratio against the difference to the dense network; bands are 95 % intervals."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     full = fmean(comparison.values(DENSE, "bytes"))
-    for family, marker in (("pruned", "o"), ("small", "s")):
+    for family, text, color in (("pruned", "pruned", BLUE), ("small", "small from the beginning", ORANGE)):
         arms = [arm for arm in comparison.figures if arm.startswith(family)]
         ratios = [full / fmean(comparison.values(arm, "bytes")) for arm in arms]
         ends = [comparison.difference(arm, DENSE, "accuracy") for arm in arms]
-        bars = [[end.mean - end.low for end in ends], [end.high - end.mean for end in ends]]
-        axes.errorbar(ratios, [end.mean for end in ends], bars, marker=marker, capsize=3, label=family)
-    axes.axhline(0, color="grey", linewidth=0.8)
+        axes.fill_between(ratios, [end.low for end in ends], [end.high for end in ends], color=color, alpha=0.15, lw=0)
+        axes.plot(ratios, [end.mean for end in ends], "o-", color=color, label=text)
+    axes.axhline(0, color=FAINT, linewidth=0.8)
     axes.set(xscale="log", xlabel="times smaller than dense fp32, on the disk", ylabel="points of test accuracy")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
+    axes.xaxis.set_major_formatter("{x:g}x")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title)
-    axes.legend()
-    figure.savefig(path, dpi=150)
+    axes.legend(frameon=False, loc="lower left")
+    path.write_text(to_svg(figure, "frontier").replace("currentColor", "#1f2933"))
 
 
 def main(kind: str, name: str, splits: int) -> None:
@@ -184,7 +190,7 @@ def main(kind: str, name: str, splits: int) -> None:
         change = comparison.difference(arm, DENSE, "accuracy") if arm != DENSE and splits > 1 else ""
         print(f"| {arm} | {size:,.0f} | {full / size:.1f}x | {means[0]:.2f} | {change} | {means[1]:.2f} |")
     if splits > 1:
-        plot(comparison, OUTPUTS / f"frontier-{kind}-{name}.png", f"{name} on {kind}, {splits} splits")
+        plot(comparison, Path(__file__).parent / f"frontier-{kind}-{name}.svg", f"{name} on {kind}, {splits} splits")
 
 
 if __name__ == "__main__":
