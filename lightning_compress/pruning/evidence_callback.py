@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from lightning_compress.errors import CompressionError
 from lightning_compress.pruning.curvature import curvature
 from lightning_compress.pruning.evidence import CURVATURE, GRADIENTS, INPUTS, OUTPUTS, Criterion, needs_of
-from lightning_compress.pruning.gathering import Gathering, gather_from
+from lightning_compress.pruning.gathering import Gathering, gather_from, observed_in
 from lightning_compress.random_states import isolated_random_states
 from lightning_compress.registry import resolve
 from lightning_compress.surgery import InputStatistics, private_copy
@@ -73,11 +73,19 @@ class EvidenceCallback(GradualCallback):
         super().on_train_start(trainer, pl_module)
         streamed = self.needs & (GRADIENTS if self._data is not None else GRADIENTS | INPUTS | OUTPUTS)
         if streamed and self._gathering is None:
-            self._gathering = Gathering(pl_module, streamed, *self.observed())
+            self._gathering = Gathering(pl_module, streamed, *self._observed_from_the_start())
             self._gathering.attach()
             self.session.record.followers.append(self._gathering)
             if self._gathered is not None:
                 self._gathering.load_state_dict(self._gathered)
+
+    def _observed_from_the_start(self) -> tuple[Collection[str], Collection[str]]:
+        """What a fit that goes on observes: layers, too, that have nothing left to give since."""
+        now = self.observed()
+        if self._gathered is None:
+            return now
+        layers, names = observed_in(self._gathered)
+        return layers if set(now[0]) <= set(layers) else now[0], names if set(now[1]) <= set(names) else now[1]
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

@@ -139,6 +139,16 @@ class Gathering:
             self.gradients.load_state_dict(state["gradients"])
 
 
+def observed_in(state: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The layers and the parameters that a :meth:`Gathering.state_dict` tells of.
+
+    >>> observed_in({"collector": {"fc": {}}, "gradients": None})
+    (['fc'], [])
+    """
+    sums = {} if state["gradients"] is None else state["gradients"]["sums"]
+    return list(state["collector"] or ()), list(next(iter(sums.values()), ()))
+
+
 def gather_from(
     module: nn.Module,
     data: Iterable[Any],

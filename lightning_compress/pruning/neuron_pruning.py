@@ -223,6 +223,8 @@ class NeuronPruning(EvidenceCallback):
 
     def _selection(self, target: float) -> tuple[Groups, Selection]:
         groups = self._groups()
+        if not len(groups):  # all are as narrow as they can be
+            return groups, self.session.from_first(lambda: self._choose(groups, {}, target))
         statistics = self.input_statistics(observed_layers(groups, self.needs))
         gradients = self.gradient_evidence(weight_names(groups))
         return groups, self.session.from_first(lambda: self._decide(groups, statistics, gradients, target))
@@ -266,16 +268,16 @@ class NeuronPruning(EvidenceCallback):
                 evidence = evidence_of_group(self.session.module, group, self.needs, statistics, gradients)
                 scores[group.name] = judge(self._criterion, evidence)
         if self.isomorphic:
-            scores = compared_among_alike(self.session.module, groups, scores)
+            scores = compared_among_alike(self.session.module, groups, scores, self._widths)
         return self._choose(groups, scores, target)
 
     def _choose(self, groups: Groups, scores: Mapping[str, Tensor], target: float) -> Selection:
         assert self._base is not None
-        count = self._count()
+        count, others = self._count(), self._other_channels(groups)
         return select(
             groups,
             scores,
-            lambda kept: count.after(groups, kept),
+            lambda kept: count.after(groups, kept) + others,
             base=self._base,
             target=target,
             min_channels=self.min_channels,
@@ -317,15 +319,28 @@ class NeuronPruning(EvidenceCallback):
         module, tracing = self.session.module, self.session.tracing
         return learned_alignment(module, tracing, groups, self.runtime, self.batch_size, share)
 
+    def _other_channels(self, groups: Groups) -> int:
+        """Of layers that could give some at first and are in no group now; params, macs and latency are of all layers.
+
+        Those of which one is left, and those that are left alone since their cut was refused.
+        """
+        if self.of != "channels":
+            return 0
+        every = self._find(self._exclude) if self._left_alone else groups
+        narrowest = sum(name in every.skipped for name in self._widths)
+        return narrowest + sum(group.size for group in every) - sum(group.size for group in groups)
+
     def _groups(self) -> Groups:
-        exclude = (*self._exclude, *self._left_alone)
-        groups = find_groups(self.session.module, self.session.tracing, exclude=exclude, approximate=self.approximate)
-        if not len(groups):
+        groups = self._find((*self._exclude, *self._left_alone))
+        if not len(groups) and self._base is None:
             reasons = "; ".join(f"{layer}: {reason}" for layer, reason in groups.skipped.items())
             raise CompressionError(
                 f"{self.state_key} finds no neurons that can be taken out. {reasons or 'Everything is excluded.'}"
             )
         return groups
+
+    def _find(self, exclude: Sequence[str]) -> Groups:
+        return find_groups(self.session.module, self.session.tracing, exclude=exclude, approximate=self.approximate)
 
     def _count(self) -> Count | LatencyCount:
         if self.of == "latency":

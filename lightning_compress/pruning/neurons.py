@@ -89,12 +89,17 @@ def judge(criterion: Criterion, evidence: Evidence) -> Tensor:
     return scores.cpu()
 
 
-def compared_among_alike(module: nn.Module, groups: Sequence[Group], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Scores as ranks, in (0, 1), among all neurons of groups whose producers are of the same kinds and widths."""
+def compared_among_alike(
+    module: nn.Module, groups: Sequence[Group], scores: Mapping[str, Tensor], widths: Mapping[str, int] | None = None
+) -> dict[str, Tensor]:
+    """Scores as ranks, in (0, 1), among all neurons of groups whose producers are of the same kinds and widths.
+
+    ``widths`` are those at first, for what was alike before cuts of its own; what is missing is that of now.
+    """
     classes: dict[tuple[object, ...], list[str]] = {}
     for group in groups:
         kinds = tuple(sorted({type(module.get_submodule(name)).__name__ for name in group.producers}))
-        classes.setdefault((kinds, group.size), []).append(group.name)
+        classes.setdefault((kinds, (widths or {}).get(group.name, group.size)), []).append(group.name)
     ranked: dict[str, Tensor] = {}
     for names in classes.values():
         together = torch.cat([scores[name] for name in names])
@@ -234,11 +239,11 @@ def select(
 
     low, high = 0, len(queue)
     if gone(high) < target:
-        narrow = min(groups, key=lambda group: group.size)
+        narrow = min(groups, key=lambda group: group.size, default=None)
+        narrowest = "" if narrow is None else f"; the narrowest, {narrow.name!r}, has {narrow.size}"
         raise CompressionError(
             f"{target:.1%} cannot be taken away: with {min_channels} left in each layer at most {gone(high):.1%} is "
-            f"gone; the narrowest, {narrow.name!r}, has {narrow.size}. Ask for less, lower min_channels, or exclude "
-            "fewer layers."
+            f"gone{narrowest}. Ask for less, lower min_channels, or exclude fewer layers."
         )
     while high - low > 1:
         middle = (low + high) // 2
@@ -289,7 +294,7 @@ def _balanced(
     The mean share only falls, so a group that may not give now waits until it has fallen far enough; where all have to
     wait, the one that would be left with most gives.
     """
-    left, mean = list(sizes), fmean(map(truediv, sizes, widths))
+    left, mean = list(sizes), fmean(map(truediv, sizes, widths)) if sizes else 0.0
     ready = [(scores[0], group) for group, scores in enumerate(rising) if scores]
     waiting: list[tuple[float, float, int]] = []
     heapify(ready)

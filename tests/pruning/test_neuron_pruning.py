@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from support import OPTIMIZERS, User, digits, fit, loader, same
+from support import OPTIMIZERS, User, digits, every_epoch, fit, loader, same
 from torch import nn
 
 import lightning_compress as lc
@@ -151,6 +151,49 @@ def test_an_amount_out_of_reach_is_refused_before_training():
         with pytest.raises(CompressionError, match=says):
             fit(module, lc.NeuronPruning(**arguments), max_epochs=2)
         assert same(dict(module.state_dict()), dict(before))
+
+
+class Narrow(User):
+    def __init__(self, *widths):
+        super().__init__()
+        layers = [nn.Sequential(nn.Linear(i, o), nn.ReLU()) for i, o in zip((64, *widths), widths, strict=False)]
+        self.network = nn.Sequential(*layers, nn.Linear(widths[-1], 10))
+
+    @property
+    def widths(self):
+        return [layer[0].out_features for layer in self.network[:-1]]
+
+
+@pytest.mark.parametrize(("widths", "criterion"), [((4,), "magnitude"), ((8, 4), "taylor")])
+def test_layers_of_which_one_neuron_is_left_before_the_last_cut_count_and_resume(widths, criterion, tmp_path):
+    amount = 1 - len(widths) / sum(widths)
+    module, pruning = Narrow(*widths), lc.NeuronPruning(amount, criterion=criterion)
+    checkpoint = every_epoch(tmp_path, every_n_train_steps=8)
+    checkpoint.filename = "{step}"
+    fit(module, pruning, checkpoint, max_epochs=3, limit_train_batches=10)
+    assert module.widths == [1] * len(widths)
+    assert pruning.reached == pytest.approx(amount)
+    resumed = Narrow(*widths)
+    again = lc.NeuronPruning(amount, criterion=criterion)
+    fit(resumed, again, max_epochs=3, limit_train_batches=10, ckpt_path=tmp_path / "step=24.ckpt")
+    assert same(dict(module.state_dict()), dict(resumed.state_dict()))
+
+
+def test_neurons_of_a_layer_whose_cut_is_refused_are_not_counted_as_gone():
+    class Refusing(lc.NeuronPruning):
+        def on_train_start(self, trainer, pl_module):
+            super().on_train_start(trainer, pl_module)
+            self.session.prove = self.refuse
+
+        def refuse(self, edit, norms=()):
+            if any((part.tensor, part.dim) == ("network.0.weight", 0) for part in edit.slices):
+                raise CompressionError("not exact")
+
+    module, pruning = User(), Refusing(0.3)
+    fit(module, pruning, max_epochs=4)
+    left = module.network[0].out_features, module.network[4].out_features
+    assert left == (32, 2)
+    assert pruning.reached == pytest.approx(1 - sum(left) / 48)
 
 
 def test_excluded_layers_and_outputs_stay():

@@ -237,6 +237,9 @@ def test_neurons_compared_among_alike_go_in_equal_shares():
     assert ranked["0"].max() < ranked["2"].min()  # of one shape: compared with each other
     assert torch.equal(ranked["4"].argsort(), scores["4"].argsort())  # alone: only within itself
     assert ranked["4"].mean() == pytest.approx(0.5)
+    later = compared_among_alike(net, groups, scores, {"0": 12, "2": 24, "4": 24})  # widths at first
+    assert later["2"].max() < later["4"].min()
+    assert later["0"].mean() == pytest.approx(0.5)
 
 
 class Timed:
