@@ -13,14 +13,12 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelPruning, Stoc
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_compress.errors import CompressionError
 from lightning_compress.training import private
 from lightning_compress.training.session import Session, write_record
 
 _WRAPPING_STRATEGIES = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
-_OF_TWO_MODES = (_BatchNorm, _DropoutNd)
 
 
 class CompressionCallback(Callback):
@@ -220,10 +218,11 @@ def _in_order(callbacks: list[Callback]) -> list[Callback]:
 
 def _warn_of_evaluation_mode(module: nn.Module) -> None:
     """Lightning leaves layers in the mode in which it finds them, and a network that was evaluated is in the other."""
-    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, _OF_TWO_MODES)}
-    if layers and not any(layer.training for layer in layers.values()):
+    norms = {name: layer for name, layer in module.named_modules() if isinstance(layer, _BatchNorm)}
+    norms = {name: norm for name, norm in norms.items() if any(entry.requires_grad for entry in norm.parameters())}
+    if norms and not any(norm.training for norm in norms.values()):
         rank_zero_warn(
-            f"All {len(layers)} BatchNorm and Dropout layers, {next(iter(layers))!r} first, are in evaluation mode, "
-            "and Lightning leaves them there: what is taken away will not recover well. Call module.train() before the "
-            "fit, unless they are meant to rest."
+            f"All BatchNorm layers ({next(iter(norms))!r}, {len(norms)} in all) are in evaluation mode, and Lightning "
+            "leaves them there: what is taken away will not recover well. Call module.train() before the fit, unless "
+            "they are meant to rest."
         )

@@ -458,12 +458,14 @@ def test_computed_weights_are_refused():
     fit(module, lc.WeightPruning(0.5, exclude=["network.0"]), max_epochs=2)
 
 
-def test_a_network_left_in_evaluation_mode_is_told_of_and_one_that_rests_in_part_is_not():
+def test_a_network_left_in_evaluation_mode_is_told_of_and_a_frozen_part_of_it_is_not():
     module = User("conv")
     norm = next(layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d))
-    for rests, told in ((norm, False), (module, True)):
-        rests.eval()
+    norm.requires_grad_(False)
+    for trains, told in ((False, False), (True, True)):
+        module.eval()
+        norm.requires_grad_(trains)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             trainer(lc.WeightPruning(0.5), max_epochs=1).fit(module, loader())
-        assert any("layers, 'network." in str(one.message) for one in caught) is told
+        assert any("All BatchNorm layers ('network.norm', 1 in all)" in str(one.message) for one in caught) is told
