@@ -1,7 +1,7 @@
 """What a latency that was asked for comes to: three networks, 1.5x and 2x, in ONNX Runtime and in PyTorch.
 
 Run ``python tests/benchmarks/latency_target.py --runtime onnxruntime`` on a quiet machine. The cut is chosen on one
-measurement and measured anew with more rounds; issue 6 asks for at least 0.95 of what was asked.
+measurement and measured anew with more rounds; at least 0.95 of what was asked should be reached.
 """
 
 import argparse

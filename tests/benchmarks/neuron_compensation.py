@@ -1,7 +1,7 @@
 """What a cut of half of the neurons costs in accuracy before any training, with compensation and without it.
 
 Run ``python tests/benchmarks/neuron_compensation.py``: three networks on digits, paired seeds, magnitude and random
-criterion. At most half of the loss has to be left (issue 6).
+criterion. At most half of the loss has to be left.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Processor time of a whole structured cut on a network of ResNet-50's size: find groups, choose, prove, cut.
 
-Run ``python tests/benchmarks/structured_cut.py``; at most 3 s on one thread is what issue 6 asks for.
+Run ``python tests/benchmarks/structured_cut.py``; at most 3 s on one thread is what it may take.
 """
 
 import time
