@@ -1,8 +1,8 @@
 """What a latency budget in low rank comes to: asked 1.5x and 2x, measured anew against the dense network.
 
 Run ``python tests/benchmarks/latency_factors.py --runtime onnxruntime`` on a quiet machine. Ranks and methods are
-chosen on one measurement and the result is measured anew with more rounds; at least 0.95 of what was
-asked, and for nothing slower than dense.
+chosen on one measurement and the result is measured anew with more rounds: at least 0.95 of what was asked should be
+reached, and nothing should be slower than dense.
 """
 
 import argparse
