@@ -332,7 +332,7 @@ class NeuronPruning(EvidenceCallback):
 
     def _groups(self) -> Groups:
         groups = self._find((*self._exclude, *self._left_alone))
-        if not len(groups) and self._base is None:
+        if not len(groups) and (self._base is None or self._left_alone):
             reasons = "; ".join(f"{layer}: {reason}" for layer, reason in groups.skipped.items())
             raise CompressionError(
                 f"{self.state_key} finds no neurons that can be taken out. {reasons or 'Everything is excluded.'}"
